@@ -1,0 +1,98 @@
+"""One change of one row, and its form on the wire (docs/reference/wire)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from syncserver.errors import RPCError
+
+Row = Mapping[str, Any]
+Kind = Literal["insert", "update", "delete"]
+
+
+class InvalidDelta(RPCError):
+    """A published delta is refused, and with it its whole batch."""
+
+    code = "invalid_delta"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A row was inserted (no ``old``), deleted (no ``new``) or updated (both).
+
+    ``version`` rises with each change of the row; it orders deltas whose
+    publishers may overtake each other.
+    """
+
+    model: str
+    old: Row | None
+    new: Row | None
+    version: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Return the wire name of the change."""
+        if self.old is None:
+            return "insert"
+        return "delete" if self.new is None else "update"
+
+    def narrowed(self, kind: Kind) -> Delta:
+        """Return this change as somebody sees it to whom it is a ``kind``."""
+        match kind:
+            case "insert":
+                return Delta(self.model, None, self.new, self.version)
+            case "delete":
+                return Delta(self.model, self.old, None, self.version)
+            case _:
+                return self
+
+    def for_json(self, tag: str | None = None) -> dict[str, Any]:
+        """Return the wire form; ``tag`` is the name of the items that let it through."""
+        wire: dict[str, Any] = {"type": self.kind, "model": self.model}
+        if tag is not None:
+            wire["tag"] = tag
+        if self.version is not None:
+            wire["version"] = self.version
+        if self.old is not None and self.new is not None:
+            wire["newData"] = self.new
+            wire["oldData"] = self.old
+        else:
+            wire["data"] = self.old if self.new is None else self.new
+        return wire
+
+    @classmethod
+    def parse(cls, wire: object) -> Delta:
+        """Check the wire form; InvalidDelta names the field at fault."""
+        if not isinstance(wire, dict):
+            raise InvalidDelta("delta must be object")
+        model = wire.get("model")
+        if not isinstance(model, str):
+            raise InvalidDelta("model must be string", field="model")
+        match wire.get("type"):
+            case "insert":
+                old, new, rows = None, _row(wire, "data"), {"data"}
+            case "update":
+                old, new = _row(wire, "oldData"), _row(wire, "newData")
+                rows = {"oldData", "newData"}
+            case "delete":
+                old, new, rows = _row(wire, "data"), None, {"data"}
+            case _:
+                raise InvalidDelta("Invalid delta type", field="type")
+        version = wire.get("version")
+        if version is not None and (type(version) is not int or version < 0):
+            raise InvalidDelta("version must be a whole number from 0", field="version")
+        unknown = wire.keys() - rows - {"type", "model", "version"}
+        if unknown:
+            raise InvalidDelta("Unknown field", field=min(unknown))
+        return cls(model, old, new, version)
+
+
+def _row(wire: Mapping[str, Any], field: str) -> Row:
+    if field not in wire:
+        raise InvalidDelta(f"Missing field '{field}'", field=field)
+    row = wire[field]
+    if not isinstance(row, dict):
+        raise InvalidDelta(f"{field} must be object", field=field)
+    return row
