@@ -1,0 +1,1 @@
+"""Speak to a syncserver daemon from the trusted side."""
