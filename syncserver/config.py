@@ -1,8 +1,92 @@
-"""Frozen settings."""
+"""Frozen settings: what the daemon may be told, and what it assumes untold.
+
+``syncserver.configfile`` makes them from a file; a program may make its own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+LOCAL_ORIGINS = tuple(
+    f"{scheme}://{host}:*"
+    for scheme in ("http", "https")
+    for host in ("localhost", "127.0.0.1", "[::1]")
+)
+
+
+class Secret:
+    """A key that shows itself only when asked, so that no log line or traceback holds it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value.encode()
+
+    def reveal(self) -> bytes:
+        """Return the key itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value, other._value)
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontend:
+    """Where browsers connect, and the pages that may.
+
+    An origin ends in ``:*`` when any port (or none) will do; ``*`` alone is any origin.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = 5800
+    allowed_origins: tuple[str, ...] = LOCAL_ORIGINS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """Where the web app posts, and the keys that it may use.
+
+    ``key_file`` names the file of a key that the daemon made for itself.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = 5801
+    api_keys: tuple[Secret, ...] = ()
+    key_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is known of the rows of one model."""
+
+    key: str = "id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DealerConfig:
+    """One dealer of a datasync service; ``key`` is the field of a keyed one."""
+
+    type: str
+    model: str
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """One service; a browser may publish to everybody only where ``client_publish`` says so."""
+
+    type: str
+    dealers: Mapping[str, DealerConfig] = field(default_factory=lambda: MappingProxyType({}))
+    client_publish: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,3 +120,53 @@ class Limits:
     max_subscriptions: int = 128
     max_filter_nodes: int = 64
     max_filter_depth: int = 8
+
+
+def default_services() -> Mapping[str, ServiceConfig]:
+    """Return the services of a daemon that was told of none: one dealer of each kind to try."""
+    dealers = {
+        "AllTasks": DealerConfig(type="broadcast", model="Task"),
+        "CommentsByBlogEntry": DealerConfig(type="keyed", model="Comment", key="entryId"),
+        "FilteredTasks": DealerConfig(type="filter", model="Task"),
+    }
+    return MappingProxyType(
+        {
+            "datasync": ServiceConfig(type="datasync", dealers=MappingProxyType(dealers)),
+            "pubsub": ServiceConfig(type="pubsub"),
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that was set; ``source`` is the file it came from, if one was read."""
+
+    engine: str = "memory"
+    insecure: bool = False
+    frontend: Frontend = field(default_factory=Frontend)
+    backend: Backend = field(default_factory=Backend)
+    limits: Limits = field(default_factory=Limits)
+    models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
+    services: Mapping[str, ServiceConfig] = field(default_factory=default_services)
+    source: str | None = None
+
+    def model(self, name: str) -> Model:
+        """Return what is known of a model, declared or not."""
+        return self.models.get(name, Model())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """The type names that a file may use; ``syncserver.app`` derives them from its name tables.
+
+    A service type stands with the keys of its table, a dealer type with the
+    keys that its table must have, ``type`` and ``model`` aside.
+    """
+
+    engines: tuple[str, ...] = ("memory",)
+    services: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"datasync": ("dealers",), "pubsub": ("client_publish",)}
+    )
+    dealers: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"broadcast": (), "keyed": ("key",), "filter": ()}
+    )
