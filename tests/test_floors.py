@@ -1,0 +1,170 @@
+"""A file of the package imports only from the floors below it.
+
+Tornado is met on floor 8 and above, redis in its engine alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "syncserver"
+
+# A name that ends in "/" is a package: all its modules live on that floor.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "version"),
+    ("delta", "position", "canonical", "strict_json", "config", "configfile"),
+    ("filters",),
+    ("dealers/", "protocols/", "engines/"),
+    ("session", "stream", "wheel"),
+    ("views", "subscriptions"),
+    ("services/",),
+    ("registry",),
+    ("handlers/",),
+    ("app", "cli", "__main__"),
+)
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+
+# Two files of one floor, of which the first stands on the second.
+STANDS_ON = {
+    ("configfile", "config"),  # the file is read into the settings
+    ("subscriptions", "views"),  # a subscription is attached to views
+    ("cli", "app"),
+    ("__main__", "cli"),
+}
+
+FOREIGN = {
+    "tornado": lambda module: floor_of(module) >= 8,
+    "redis": lambda module: module == "engines.redis",
+}
+
+
+NOWHERE = len(FLOORS)
+
+
+def floor_of(module: str) -> int:
+    """Return the floor of a module, named as in ``dealers.base``; NOWHERE if the table has none."""
+    package = module.partition(".")[0] + "/"
+    return FLOOR_OF.get(package, FLOOR_OF.get(module, NOWHERE))
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Return the files of a package by module name; ``""`` is the package itself."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(module: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]:
+    """Give line and full name of everything that a file imports, at whatever depth it does so."""
+    here = ["syncserver", *module.split(".")]
+    is_package = path.name == "__init__.py"
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Import():
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            case ast.ImportFrom():
+                up = node.level - is_package
+                base = here[: len(here) - up] if node.level else []
+                source = ".".join([*base, *filter(None, [node.module])])
+                for alias in node.names:
+                    whole = f"{source}.{alias.name}"
+                    is_module = whole.removeprefix("syncserver.") in known
+                    yield node.lineno, whole if is_module else source
+
+
+def may_import(module: str, other: str) -> bool:
+    """Say whether one module of the package may import another."""
+    package, _, name = other.partition(".")
+    if module.partition(".")[0] == package and package + "/" in FLOOR_OF:
+        # Within a package: everyone its base; its __init__ what it re-exports.
+        return name == "base" or "." not in module
+    return floor_of(other) < floor_of(module) or (module, other) in STANDS_ON
+
+
+def breaches(root: Path) -> list[str]:
+    """Return what is wrong with the imports of a package, a line for each."""
+    found = []
+    files = modules(root)
+    for module, path in files.items():
+        if not module:  # the package's own __init__ re-exports from every floor
+            continue
+        if floor_of(module) == NOWHERE:
+            found.append(f"{module}: on no floor; give it one in FLOORS")
+        for line, name in imports(module, path, set(files)):
+            top, _, other = name.partition(".")
+            where = f"{module}:{line} imports {name}"
+            if top in FOREIGN and not FOREIGN[top](module):
+                found.append(where)
+            elif top == "syncserver":
+                if not other:
+                    found.append(f"{where}: the top of the house; name the module")
+                elif not may_import(module, other):
+                    found.append(where)
+    return found
+
+
+def test_imports_run_downwards() -> None:
+    found = breaches(PACKAGE)
+    assert not found, "\n".join(found)
+
+
+def build(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+    return root
+
+
+SOUND = {
+    "__init__.py": "from syncserver.app import App",
+    "errors.py": "import enum",
+    "delta.py": "from syncserver.errors import SyncError\nfrom . import errors",
+    "config.py": "",
+    "configfile.py": "from syncserver.config import Limits",
+    "dealers/__init__.py": "from syncserver.dealers.keyed import KeyedDealer",
+    "dealers/base.py": "from syncserver import delta",
+    "dealers/keyed.py": "from .base import Dealer\nfrom ..delta import Delta",
+    "engines/__init__.py": "",
+    "engines/redis.py": "import redis.asyncio",
+    "views.py": "from syncserver.dealers import KeyedDealer",
+    "handlers/__init__.py": "",
+    "handlers/websocket.py": "from tornado import web\nimport tornado.ioloop",
+    "app.py": "from syncserver.handlers import websocket",
+}
+
+
+def test_a_sound_tree_passes(tmp_path: Path) -> None:
+    assert breaches(build(tmp_path, SOUND)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "breach"),
+    [
+        ("delta.py", "from syncserver.dealers.base import Dealer", "syncserver.dealers.base"),
+        ("delta.py", "from syncserver import config", "syncserver.config"),
+        ("delta.py", "import syncserver.config", "syncserver.config"),
+        ("errors.py", "def f():\n    from .app import App", "syncserver.app"),
+        ("config.py", "from syncserver.configfile import read", "syncserver.configfile"),
+        ("dealers/keyed.py", "from syncserver.engines import base", "syncserver.engines"),
+        ("dealers/keyed.py", "from . import KeyedDealer", "syncserver.dealers"),
+        ("dealers/base.py", "from .keyed import KeyedDealer", "syncserver.dealers.keyed"),
+        ("handlers/websocket.py", "from syncserver import App", "syncserver: the top"),
+        ("views.py", "from tornado.ioloop import IOLoop", "tornado.ioloop"),
+        ("dealers/base.py", "if TYPE_CHECKING:\n    import tornado", "tornado"),
+        ("handlers/websocket.py", "import redis", "redis"),
+        ("stray.py", "", "on no floor"),
+        ("delta.py", "from syncserver import views as v", "syncserver.views"),
+    ],
+)
+def test_a_breach_is_reported(tmp_path: Path, name: str, text: str, breach: str) -> None:
+    found = breaches(build(tmp_path, SOUND | {name: text}))
+    assert len(found) == 1
+    assert breach in found[0]
+    assert found[0].startswith(name.removesuffix(".py").replace("/", "."))
