@@ -96,7 +96,7 @@ def breaches(root: Path) -> list[str]:
             continue
         if floor_of(module) == NOWHERE:
             found.append(f"{module}: on no floor; give it one in FLOORS")
-        for line, name in imports(module, path, set(files)):
+        for line, name in sorted(set(imports(module, path, set(files)))):
             top, _, other = name.partition(".")
             where = f"{module}:{line} imports {name}"
             if top in FOREIGN and not FOREIGN[top](module):
