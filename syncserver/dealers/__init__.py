@@ -1,0 +1,5 @@
+"""Dealers: who sees a change."""
+
+from syncserver.dealers.base import Dealer, SubscriptionItem
+
+__all__ = ["Dealer", "SubscriptionItem"]
