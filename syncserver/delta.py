@@ -70,6 +70,8 @@ class Delta:
         model = wire.get("model")
         if not isinstance(model, str):
             raise InvalidDelta("model must be string", field="model")
+        old: Row | None
+        new: Row | None
         match wire.get("type"):
             case "insert":
                 old, new, rows = None, _row(wire, "data"), {"data"}

@@ -147,6 +147,12 @@ class ProtocolError(SyncError):
         self.call_id = call_id
 
 
+class InvalidCallParams(ProtocolError):
+    """The params of a call are no object."""
+
+    code = "invalid_params"
+
+
 class InvalidJSON(ProtocolError):
     """Not strict JSON (docs/reference/wire); ``code`` says in which way."""
 
@@ -166,7 +172,7 @@ class EngineError(RPCError):
 
 
 class Unavailable(EngineError):
-    """The log is out of reach; whether it was applied is unknown, so try again with the same key."""
+    """The log is out of reach; what was being written may be there, so try again with its key."""
 
     code = "unavailable"
     http_status = 503

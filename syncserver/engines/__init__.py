@@ -1,0 +1,1 @@
+"""Engines: the log and the grants, one file for each store."""

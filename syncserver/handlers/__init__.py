@@ -1,0 +1,1 @@
+"""What moves text between sockets and sessions; only here is Tornado's web part."""

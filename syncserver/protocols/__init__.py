@@ -1,0 +1,1 @@
+"""Wire protocols: text in, messages out; events in, text out."""

@@ -1,0 +1,1 @@
+"""Services: named sets of commands in a registry."""

@@ -1,0 +1,150 @@
+"""What every engine is: ordered logs, and grants with one holder each.
+
+An engine knows nothing of rows or dealers. Entries and the bodies of grants are
+bytes to it, but for two *notices* that it appends itself, so that a change of
+a grant and the word of it to all nodes are one step (``taken_notice``,
+``revoked_notice``).
+
+Errors: ``errors.Unavailable`` when the store is out of reach (nothing is known
+of what was being written), ``errors.PositionLost`` from ``read``, the grant
+errors below. No other exception of a store leaves its file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from syncserver.errors import RefetchReason
+from syncserver.position import Position
+
+
+class Entry(NamedTuple):
+    """What one append put into a stream; ``previous`` is the mark of the entry before."""
+
+    position: Position
+    previous: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a token stands for: ``body`` from ``position`` of ``stream`` on."""
+
+    stream: str
+    position: Position
+    body: bytes
+
+
+class Taken(NamedTuple):
+    """A grant and how many times it has been taken, this time included."""
+
+    grant: Grant
+    take: int
+
+
+class GrantMissing(Exception):
+    """No grant has this token, or it expired."""
+
+
+class GrantRevoked(Exception):
+    """The grant of this token was revoked a short while ago."""
+
+
+class GrantHeld(Exception):
+    """The grant is held and cannot be taken over."""
+
+
+class Listener(Protocol):
+    """Who follows a stream. All methods are called on the event loop and return at once."""
+
+    def entries_arrived(self, entries: Sequence[Entry]) -> None:
+        """Take entries in the order of the log; they may repeat or leave out some."""
+
+    def went_stale(self) -> None:
+        """Hear that the store is out of reach."""
+
+    def came_fresh(self) -> None:
+        """Hear that the store is in reach again."""
+
+    def position_lost(self, reason: RefetchReason) -> None:
+        """Hear that the store cannot give what follows the last entry."""
+
+
+def taken_notice(token: str, take: int) -> bytes:
+    """Return the entry that tells all nodes that ``token`` was taken over."""
+    return b'{"taken":["%b",%d]}' % (token.encode(), take)
+
+
+def revoked_notice(token: str) -> bytes:
+    """Return the entry that tells all nodes that ``token`` was revoked."""
+    return b'{"revoked":"%b"}' % token.encode()
+
+
+class Engine(ABC):
+    """The log and the grants. Every method may be called at any time by many tasks."""
+
+    @abstractmethod
+    async def append(
+        self, stream: str, data: bytes, *, idempotency_key: str | None = None
+    ) -> Position:
+        """Append one entry and return its position, at once or not at all.
+
+        With a key that was used on this stream before: the position of then if
+        the data is the same, else IdempotencyConflict.
+        """
+
+    @abstractmethod
+    async def head(self, stream: str) -> Position:
+        """Return the position of the last entry; a stream that is not there begins."""
+
+    @abstractmethod
+    async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
+        """Return up to ``limit`` entries that follow ``after``; PositionLost if there is a hole."""
+
+    @abstractmethod
+    async def follow(
+        self, stream: str, after: Position, listener: Listener
+    ) -> Callable[[], None]:
+        """Tell ``listener`` all that follows ``after``, until the result is called."""
+
+    @abstractmethod
+    async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
+        """Keep a grant that nobody has taken, for so long."""
+
+    @abstractmethod
+    async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:
+        """Take a grant and keep it for so long.
+
+        A grant that is held can be taken over only if both takes are resumable;
+        ``taken_notice`` is appended to its stream in the same step then. Raises
+        GrantMissing, GrantRevoked or GrantHeld.
+        """
+
+    @abstractmethod
+    async def renew_grants(self, tokens: Iterable[str], seconds: float) -> list[str]:
+        """Keep held grants for so long from now; return the tokens that are no more."""
+
+    @abstractmethod
+    async def release_grant(self, token: str, take: int, seconds: float) -> None:
+        """Let go of a take: keep the grant for another, or drop it when ``seconds`` is 0.
+
+        Does nothing when the grant was taken again meanwhile.
+        """
+
+    @abstractmethod
+    async def revoke_grant(self, token: str, seconds: float) -> bool:
+        """Revoke a grant, taken or not, appending ``revoked_notice``; False if there is none.
+
+        For so long the token answers GrantRevoked.
+        """
+
+    async def check(self) -> None:
+        """Raise Unavailable when the store is out of reach; used for ``/ready``."""
+        return
+
+    async def close(self) -> None:
+        """Let go of the store; nothing may be called afterwards."""
+        return

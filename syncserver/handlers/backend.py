@@ -1,0 +1,216 @@
+"""HTTP for the web app: one call in, its answer out. And whether the daemon is well.
+
+Status codes are in docs/reference/wire; what a service refuses is 200, with the
+error in the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import inspect
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from syncserver import strict_json
+from syncserver.errors import CommandTimeout, ProtocolError, RPCError, Unavailable
+from syncserver.protocols.base import Command, Event, Failure, Message
+from syncserver.protocols.native import NativeProtocol
+from syncserver.registry import ServiceRegistry
+from syncserver.session import Client
+
+logger = logging.getLogger("syncserver.backend")
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_DRAIN_RETRY_SECONDS = 1
+
+
+class BackendClient(Client):
+    """The caller of one call; the first thing that it is told is its answer."""
+
+    def __init__(self, remote_address: str, idempotency_key: str | None) -> None:
+        self.remote_address = remote_address
+        self.idempotency_key = idempotency_key
+        self.answer: asyncio.Future[tuple[Event, bytes]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    def tell(self, event: Event) -> None:
+        """Answer the call; what comes after the answer is dropped."""
+        body = NativeProtocol().encode(event)[0]
+        if not self.answer.done():
+            self.open = False
+            self.answer.set_result((event, body))
+
+
+@stream_request_body
+class BackendHTTPHandler(RequestHandler):
+    """``POST`` of one envelope with the header ``X-Backend-Key``.
+
+    :param api_key: the key that callers must have; ``api_keys`` for several.
+    """
+
+    def initialize(
+        self,
+        service_registry: ServiceRegistry,
+        api_key: str | bytes | None = None,
+        api_keys: Iterable[bytes] = (),
+    ) -> None:
+        """Take the options of the route; ValueError without any key."""
+        self._registry = service_registry
+        self._limits = service_registry.limits
+        given = [api_key.encode() if isinstance(api_key, str) else api_key] if api_key else []
+        self._api_keys = (*given, *api_keys)
+        if not all(self._api_keys) or not self._api_keys:
+            raise ValueError("BackendHTTPHandler needs an api_key")
+        self._body = bytearray()
+        self._refused: HTTPError | None = None
+
+    def check_api_key(self) -> None:
+        """Raise HTTPError 401 unless the caller has a key; override it for another way."""
+        given = self.request.headers.get_list("X-Backend-Key")
+        if len(given) != 1:
+            raise HTTPError(401, "Missing X-Backend-Key header")
+        key = given[0].encode("utf-8", "surrogateescape")
+        matches = [hmac.compare_digest(key, known) for known in self._api_keys]
+        if not any(matches):
+            raise HTTPError(401, "Invalid API key")
+
+    def prepare(self) -> None:
+        """Refuse what can be refused by its head; its body is dropped, not kept."""
+        try:
+            self._check_head()
+        except HTTPError as error:
+            self._refused = error
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Keep a piece of the body, as far as it may go."""
+        if self._refused is None:
+            self._body += chunk
+            if len(self._body) > self._limits.max_body_bytes:
+                self._refused = HTTPError(413)
+        if self._refused is not None:
+            self._body.clear()
+            if self._refused.status_code == 413 and not self._finished:
+                self.send_error(413)
+        return None
+
+    async def post(self, *args: str, **kwargs: str) -> None:
+        """Run one call and send its answer."""
+        if self._finished:
+            return
+        if self._refused is not None:
+            raise self._refused
+        messages = NativeProtocol().receive(bytes(self._body))
+        client = BackendClient(self.request.remote_ip or "", self._idempotency_key())
+        event, body = await self._answer(client, messages[0])
+        if isinstance(event, Failure):
+            self._set_error_status(event.error)
+        self._send_json(body)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Send an error envelope instead of a page."""
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if not isinstance(error, ProtocolError | RPCError):
+            reason = self._reason if status_code < 500 else "Internal error"
+            error = RPCError(reason, code=_code_of(status_code))
+        else:
+            self._set_error_status(error)
+        service = getattr(error, "service", None)
+        call_id = getattr(error, "call_id", None)
+        self._send_json(NativeProtocol().encode(Failure(service, call_id, error))[0])
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Log what a caller did wrong in a line, and what went wrong here in full."""
+        if isinstance(value, ProtocolError | HTTPError | RPCError):
+            logger.info("Refused a call from %s: %s", self.request.remote_ip, value)
+        else:
+            logger.error("A call failed", exc_info=value)
+
+    async def _answer(
+        self, client: BackendClient, message: Message | Command
+    ) -> tuple[Event, bytes]:
+        self._registry.calls_under_way += 1
+        pending = self._registry.dispatch(client, message)
+        task = asyncio.ensure_future(pending) if inspect.isawaitable(pending) else None
+        try:
+            return await asyncio.wait_for(client.answer, self._limits.call_seconds)
+        except TimeoutError:
+            raise CommandTimeout from None
+        finally:
+            self._registry.calls_under_way -= 1
+            if task is not None and not client.answer.done():
+                task.cancel()
+
+    def _check_head(self) -> None:
+        if self.request.method != "POST":
+            raise HTTPError(405)
+        self.check_api_key()
+        if self._registry.draining:
+            raise HTTPError(503)
+        content_type = self.request.headers.get("Content-Type", "").partition(";")[0]
+        if content_type.strip().lower() != "application/json":
+            raise HTTPError(415)
+        if "Content-Encoding" in self.request.headers:
+            raise HTTPError(415)
+        if int(self.request.headers.get("Content-Length") or 0) > self._limits.max_body_bytes:
+            raise HTTPError(413)
+
+    def _idempotency_key(self) -> str | None:
+        given = self.request.headers.get_list("Idempotency-Key")
+        if not given:
+            return None
+        if len(given) != 1 or not _IDEMPOTENCY_KEY.fullmatch(given[0]):
+            raise ProtocolError("Idempotency-Key must be 1 to 128 visible ASCII characters")
+        return given[0]
+
+    def _set_error_status(self, error: RPCError | ProtocolError) -> None:
+        self.set_status(error.http_status)
+        if isinstance(error, Unavailable):
+            self.set_header("Retry-After", str(error.retry_after_seconds))
+
+    def _send_json(self, body: bytes) -> None:
+        if self.get_status() == 503 and "Retry-After" not in self._headers:
+            self.set_header("Retry-After", str(_DRAIN_RETRY_SECONDS))
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(body)
+
+
+_CODES = {
+    401: "unauthorized",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    503: "unavailable",
+}
+
+
+def _code_of(status: int) -> str:
+    return _CODES.get(status, "malformed" if status < 500 else "internal_error")
+
+
+class HealthHandler(RequestHandler):
+    """``GET``: 200 and ``{"ok": true}``, or 503 and the reasons why not.
+
+    :param check: returns the reasons; ``/live`` has none as long as the loop turns.
+    """
+
+    def initialize(self, check: Callable[[], Awaitable[list[str]]]) -> None:
+        """Take the option of the route."""
+        self._check = check
+
+    async def get(self) -> None:
+        """Say how the daemon is."""
+        reasons = await self._check()
+        self.set_status(503 if reasons else 200)
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.set_header("Cache-Control", "no-store")
+        body: dict[str, Any] = {"ok": not reasons}
+        if reasons:
+            body["reasons"] = reasons
+        self.finish(strict_json.encode(body))

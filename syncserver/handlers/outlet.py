@@ -1,0 +1,95 @@
+"""How frames get from a session to a WebSocket's stream.
+
+The rules:
+
+1. The server does not mask, so the bytes of a frame are the same for every
+   socket: they are made once (``text_frames``) and shared.
+2. All that a session has waiting goes out in one ``IOStream.write``: no task, no
+   coroutine for each peer. The stream keeps the order against pongs and closes.
+3. A session hands over more only when the last write has left, so that what waits
+   is counted in one place, its outbox.
+4. A connection without a plain stream, or with a compressor, gets
+   ``write_message`` for each text: slower, and right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from syncserver.protocols.base import Frame
+
+_FIN_TEXT = 0x81
+_TWO_BYTES = 126
+_EIGHT_BYTES = 127
+
+
+def text_frames(texts: tuple[bytes, ...]) -> bytes:
+    """Return each text as one final, unmasked text frame (RFC 6455, 5.2)."""
+    return b"".join(_header(len(text)) + text for text in texts)
+
+
+def _header(length: int) -> bytes:
+    if length < _TWO_BYTES:
+        return struct.pack("!BB", _FIN_TEXT, length)
+    if length < 1 << 16:
+        return struct.pack("!BBH", _FIN_TEXT, _TWO_BYTES, length)
+    return struct.pack("!BBQ", _FIN_TEXT, _EIGHT_BYTES, length)
+
+
+class Outlet:
+    """The transport of one session (``session.Transport``).
+
+    :param drained: called when a write that did not leave at once has left.
+    """
+
+    def __init__(
+        self, handler: WebSocketHandler, drained: Callable[[], None], send_buffer_bytes: int
+    ) -> None:
+        self._handler = handler
+        self._drained = drained
+        self._stream = _plain_stream(handler)
+        if self._stream is not None and self._stream.socket is not None:
+            with contextlib.suppress(OSError):  # the peer is gone already
+                options = self._stream.socket.setsockopt
+                options(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                options(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+
+    def write(self, frames: Sequence[Frame]) -> bool:
+        """Send frames; False if some are still to leave. A closed socket swallows them."""
+        try:
+            future = self._begin(frames)
+        except (StreamClosedError, WebSocketClosedError):
+            return True
+        if future.done():
+            return True
+        future.add_done_callback(self._left)
+        return False
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the socket after what was written; a peer that does not answer is aborted."""
+        self._handler.close(code, reason)
+
+    def _begin(self, frames: Sequence[Frame]) -> asyncio.Future[None]:
+        if self._stream is not None:
+            return self._stream.write(b"".join([frame.rendered(text_frames) for frame in frames]))
+        writes = [self._handler.write_message(text) for frame in frames for text in frame.texts]
+        return writes[-1]
+
+    def _left(self, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._drained()
+
+
+def _plain_stream(handler: WebSocketHandler) -> IOStream | None:
+    connection: Any = handler.ws_connection
+    stream = getattr(connection, "stream", None)
+    compressed = getattr(connection, "_compressor", None) is not None
+    return stream if isinstance(stream, IOStream) and not compressed else None

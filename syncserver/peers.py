@@ -1,0 +1,185 @@
+"""Sessions as one service knows them: their subscriptions, and the positions they are told.
+
+A position holds for all resumable subscriptions of a session, so it waits while
+one of them is *unsettled* (joining, or condemned to fetch again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from syncserver.config import Limits
+from syncserver.errors import RPCError
+from syncserver.position import Position
+from syncserver.protocols.base import Event, Frame, PositionReached, Protocol
+from syncserver.session import Session
+from syncserver.stream import Stream
+from syncserver.views import View
+
+_TOLD_PER_TURN = 500
+
+
+class State(enum.Enum):
+    """Where a subscription stands; ``syncserver.subscriptions`` has the machine."""
+
+    JOINING = enum.auto()
+    LIVE = enum.auto()
+    CONDEMNED = enum.auto()
+    GONE = enum.auto()
+
+
+class Subscription:
+    """A grant that a session has acquired; ``take`` tells it from other takes of its token."""
+
+    __slots__ = ("error", "peer", "resumable", "state", "take", "token", "views")
+
+    def __init__(
+        self, peer: Peer, token: str, take: int, views: list[View], *, resumable: bool
+    ) -> None:
+        self.peer = peer
+        self.token = token
+        self.take = take
+        self.views = views
+        self.resumable = resumable
+        self.state = State.JOINING
+        self.error: RPCError | None = None
+
+
+class Peer:
+    """One session's subscriptions to one service."""
+
+    __slots__ = ("resumable", "session", "subscriptions", "told", "unsettled")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.subscriptions: dict[str, Subscription] = {}
+        self.resumable = 0
+        self.unsettled = 0
+        self.told: Position | None = None
+
+
+class Peers:
+    """The peers of one service, found by session and by token."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._peers: dict[Session, Peer] = {}
+        self._tokens: dict[str, set[Subscription]] = {}
+        self._due: dict[Peer, None] = {}
+        self._position_frames: dict[type[Protocol], Frame] = {}
+        self._position_frames_for: Position | None = None
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(tuple(self._peers.values()))
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def get(self, session: Session) -> Peer:
+        """Return the peer of a session; an empty one if it has no subscriptions."""
+        return self._peers.get(session) or Peer(session)
+
+    def subscriptions(self) -> list[Subscription]:
+        """Return all subscriptions."""
+        return [held for some in self._tokens.values() for held in some]
+
+    def of_token(self, token: str) -> Iterable[Subscription]:
+        """Return who has acquired ``token`` here: two for a moment, as it is taken over."""
+        return tuple(self._tokens.get(token, ()))
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a subscription that begins to join."""
+        peer = subscription.peer
+        self._peers[peer.session] = peer
+        peer.subscriptions[subscription.token] = subscription
+        self._tokens.setdefault(subscription.token, set()).add(subscription)
+        peer.resumable += subscription.resumable
+        peer.unsettled += subscription.resumable
+
+    def settle(self, subscription: Subscription, cursor: Position) -> None:
+        """Make a joining subscription live, now that it has all up to ``cursor``."""
+        peer = subscription.peer
+        subscription.state = State.LIVE
+        for view in subscription.views:
+            view.subscribers[subscription] = None
+        peer.unsettled -= subscription.resumable
+        if subscription.resumable and peer.resumable == 1:
+            peer.told = cursor
+        else:
+            self._due[peer] = None
+
+    def condemn(self, subscription: Subscription) -> None:
+        """Hold back positions from a live subscription that will have to fetch again."""
+        subscription.state = State.CONDEMNED
+        subscription.peer.unsettled += subscription.resumable
+
+    def discard(self, subscription: Subscription) -> None:
+        """Take a subscription out of everything but its views' use counts."""
+        peer, token = subscription.peer, subscription.token
+        if subscription.state is not State.LIVE:
+            peer.unsettled -= subscription.resumable
+            self._due[peer] = None
+        subscription.state = State.GONE
+        for view in subscription.views:
+            view.subscribers.pop(subscription, None)
+        peer.resumable -= subscription.resumable
+        del peer.subscriptions[token]
+        if not peer.subscriptions:
+            self._peers.pop(peer.session, None)
+            self._due.pop(peer, None)
+        held = self._tokens[token]
+        held.discard(subscription)
+        if not held:
+            del self._tokens[token]
+
+    def touch(self, peer: Peer) -> None:
+        """Note that the peer was sent something and is to be told the position after it."""
+        self._due[peer] = None
+
+    def tell_due(self, cursor: Position) -> None:
+        """Tell ``cursor`` to all who were touched; those that are unsettled go on waiting."""
+        if self._due:
+            due, self._due = self._due, {}
+            for peer in due:
+                self.tell_position(peer, cursor)
+
+    async def tell_in_rounds(self, stream: Stream[Any], limits: Limits) -> None:
+        """Tell positions to those whom nothing concerned, so that they are not left behind.
+
+        Every ``position_seconds``, or as soon as the log moved by a quarter of what may be resumed.
+        """
+        told = stream.cursor
+        while True:
+            ahead = told.offset + limits.resume_max_entries // 4
+            await stream.reached(told._replace(offset=ahead), limits.position_seconds)
+            told = stream.cursor
+            for number, peer in enumerate(self):
+                self.tell_position(peer, stream.cursor)
+                if number % _TOLD_PER_TURN == _TOLD_PER_TURN - 1:
+                    await asyncio.sleep(0)
+
+    def tell_position(self, peer: Peer, cursor: Position) -> None:
+        """Tell one peer that it has all up to ``cursor``, unless it knows or must not yet."""
+        if peer.resumable and not peer.unsettled and peer.told != cursor:
+            peer.told = cursor
+            peer.session.put(self._position_frame(peer.session.protocol, cursor))
+
+    def tell_all(self, event: Event) -> None:
+        """Tell one event to every peer."""
+        for peer in self:
+            peer.session.tell(event)
+
+    def _position_frame(self, protocol: Protocol, cursor: Position) -> Frame:
+        event = PositionReached(self._service, str(cursor))
+        if not protocol.shared:
+            return Frame(protocol.encode(event))
+        if self._position_frames_for != cursor:
+            self._position_frames_for = cursor
+            self._position_frames = {}
+        frame = self._position_frames.get(type(protocol))
+        if frame is None:
+            frame = self._position_frames[type(protocol)] = Frame(protocol.encode(event))
+        return frame

@@ -1,0 +1,147 @@
+"""What every wire protocol is: text in, messages out; events in, text out. Pure.
+
+A protocol object serves one session. It does no I/O and knows no service; a
+new wire protocol is one file beside this one and one row in ``app.PROTOCOLS``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from syncserver.delta import Delta
+from syncserver.errors import ProtocolError, RPCError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A payload for a service that reads it itself."""
+
+    service: str
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A call of one command of an RPC service; ``call_id`` is echoed as it came."""
+
+    service: str
+    command: str
+    params: Mapping[str, Any]
+    call_id: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A delta as the items under ``tag`` see it."""
+
+    service: str
+    delta: Delta
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """Whatever a service tells its client unasked."""
+
+    service: str
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PositionReached:
+    """All entries up to ``position`` have been sent to this session."""
+
+    service: str
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefetchNotice:
+    """A subscription is over; its rows are to be read again."""
+
+    service: str
+    token: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A subscription is over and another session has it."""
+
+    service: str
+    token: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """The log went out of reach (``stale``) or is back."""
+
+    service: str
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The result of a call."""
+
+    service: str
+    call_id: Any
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The refusal of a call, or of text that was none (``service`` may be None then)."""
+
+    service: str | None
+    call_id: Any
+    error: RPCError | ProtocolError
+
+
+Event = (
+    Change | Notification | PositionReached | RefetchNotice | Ended | Freshness | Reply | Failure
+)
+
+Framing = Callable[[tuple[bytes, ...]], bytes]
+
+
+class Frame:
+    """Texts that go to a peer together; shared by all sessions that get the same.
+
+    Its bytes on a socket are made once for each framing, by whoever needs them first.
+    """
+
+    __slots__ = ("_rendered", "size", "texts")
+
+    def __init__(self, texts: tuple[bytes, ...]) -> None:
+        self.texts = texts
+        self.size = sum(map(len, texts)) + 16 * len(texts)
+        self._rendered: dict[Framing, bytes] = {}
+
+    def rendered(self, framing: Framing) -> bytes:
+        """Return the texts as ``framing`` puts them on a socket."""
+        try:
+            return self._rendered[framing]
+        except KeyError:
+            data = self._rendered[framing] = framing(self.texts)
+            return data
+
+
+class Protocol(ABC):
+    """The wire protocol of one session."""
+
+    shared: ClassVar[bool] = True
+    """True: ``encode`` gives the same for all sessions, so that its result is
+    shared. False: it depends on what this session was sent before."""
+
+    @abstractmethod
+    def receive(self, text: str | bytes) -> list[Message | Command]:
+        """Read one text of the peer; ProtocolError on what cannot be read."""
+
+    @abstractmethod
+    def encode(self, event: Event) -> tuple[bytes, ...]:
+        """Return the UTF-8 texts that tell ``event``; ValueError on what JSON cannot carry."""

@@ -1,0 +1,146 @@
+"""The services that one audience may reach, and the sessions of that audience."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Iterable
+from typing import Any
+
+from syncserver.config import Limits
+from syncserver.errors import InternalError, UnknownService
+from syncserver.protocols.base import Command, Failure, Message, Protocol
+from syncserver.protocols.native import NativeProtocol
+from syncserver.services.base import RPCService, Service
+from syncserver.session import Client, Flusher, Session, Transport
+
+logger = logging.getLogger("syncserver.registry")
+
+
+class ServiceRegistry:
+    """Names services; hands them messages and tells them who comes and goes.
+
+    A trusted command is reached only through the registry that it stands in: give browsers and
+    backends a registry each.
+
+    :param limits: bounds of the sessions that are opened here.
+    """
+
+    def __init__(
+        self, services: Iterable[Service] | None = None, *, limits: Limits | None = None
+    ) -> None:
+        self.limits = limits or Limits()
+        self.registered_services: dict[str, Service] = {}
+        self.sessions: dict[Session, None] = {}
+        self.draining = False
+        self.calls_under_way = 0
+        self.sockets = 0
+        self._flusher = Flusher()
+        for service in services or ():
+            self.register_service(service)
+
+    def register_service(self, service: Service) -> None:
+        """Let messages name a service; RuntimeError if its name is taken by another."""
+        known = self.registered_services.setdefault(service.name, service)
+        if known is not service:
+            raise RuntimeError(f"Service with name '{service.name}' already is registered.")
+
+    def unregister_service(self, service: Service) -> None:
+        """Let messages name a service no more."""
+        del self.registered_services[service.name]
+
+    async def open(self) -> None:
+        """Get all services ready."""
+        for service in self.registered_services.values():
+            await service.open()
+
+    async def close(self) -> None:
+        """Let go of all that the services hold."""
+        for service in self.registered_services.values():
+            await service.close()
+
+    def connect(
+        self, protocol: Protocol, transport: Transport, *, remote_address: str = ""
+    ) -> Session:
+        """Open a session for a peer that has connected."""
+        session = Session(
+            protocol,
+            transport,
+            self._flusher,
+            dispatch=self.dispatch,
+            on_end=self.client_disconnected,
+            limits=self.limits,
+            remote_address=remote_address,
+        )
+        self.client_connected(session)
+        return session
+
+    def client_connected(self, client: Session) -> None:
+        """Tell all services of a new client."""
+        self.sessions[client] = None
+        for service in tuple(self.registered_services.values()):
+            try:
+                service.client_connected(client)
+            except Exception:
+                logger.exception('Service "%s" failed on a connect', service.name)
+
+    def client_disconnected(self, client: Session) -> None:
+        """Tell all services that a client is gone."""
+        self.sessions.pop(client, None)
+        for service in tuple(self.registered_services.values()):
+            try:
+                service.client_disconnected(client)
+            except Exception:
+                logger.exception('Service "%s" failed on a disconnect', service.name)
+
+    def dispatch(self, client: Client, message: Message | Command) -> Awaitable[None] | None:
+        """Hand one message to its service; a client is always answered, whatever fails."""
+        service = self.registered_services.get(message.service)
+        call_id = _call_id(message)
+        if service is None:
+            logger.info("Message for an unknown service from client %s", client.remote_address)
+            unknown = UnknownService("Unknown service")
+            client.tell(Failure(message.service, call_id, unknown))
+            return None
+        try:
+            if isinstance(message, Message):
+                pending = service.process_message_from(client, message.payload)
+            elif isinstance(service, RPCService):
+                pending = service.process_command_from(client, message)
+            else:
+                raise TypeError("a command for a service that has none")
+        except Exception as error:  # noqa: BLE001  # logged there, and answered
+            self._failed(client, service, call_id, error)
+            return None
+        if inspect.isawaitable(pending):
+            return self._finish(client, service, call_id, pending)
+        return None
+
+    def process_message_from(self, client: Client, msg: Any) -> Awaitable[None] | None:
+        """Handle an envelope that was decoded already."""
+        return self.dispatch(client, Message(msg["service"], msg["message"]))
+
+    def process_message_raw(self, client: Client, text: str | bytes) -> list[Awaitable[None]]:
+        """Handle the text of an envelope; return what is still to be awaited."""
+        pending = [self.dispatch(client, message) for message in NativeProtocol().receive(text)]
+        return [some for some in pending if some is not None]
+
+    async def _finish(
+        self, client: Client, service: Service, call_id: Any, pending: Awaitable[None]
+    ) -> None:
+        try:
+            await pending
+        except Exception as error:  # noqa: BLE001  # logged there, and answered
+            self._failed(client, service, call_id, error)
+
+    def _failed(
+        self, client: Client, service: Service, call_id: Any, error: Exception
+    ) -> None:
+        logger.error('Service "%s" failed on a message', service.name, exc_info=error)
+        client.tell(Failure(service.name, call_id, InternalError()))
+
+
+def _call_id(message: Message | Command) -> Any:
+    if isinstance(message, Command):
+        return message.call_id
+    return message.payload.get("callId") if isinstance(message.payload, dict) else None

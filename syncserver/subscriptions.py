@@ -1,0 +1,320 @@
+"""The subscriptions of one node to one service's stream.
+
+::
+
+    acquire -> JOINING -> LIVE -> GONE
+                  |         |
+                  |     CONDEMNED (will be told to fetch again) -> GONE
+                  +-> GONE (with an error, which answers the acquire)
+
+``joining`` has the way to LIVE. A subscription that ends unasked is told so:
+``refetch`` with a reason, or ``ended``. Its grant is let go of with it: dropped
+after a refetch or a cancel, kept for ``resume_seconds`` after a lost connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from syncserver import entries
+from syncserver.config import Limits
+from syncserver.delta import Delta
+from syncserver.engines.base import Engine, GrantHeld, GrantMissing, GrantRevoked, Taken
+from syncserver.errors import (
+    AlreadyAcquired,
+    InvalidQuery,
+    NoSuchSubscription,
+    Refetch,
+    RefetchReason,
+    RPCError,
+    TakenOver,
+    Unavailable,
+)
+from syncserver.grants import GrantBody
+from syncserver.joining import Joining
+from syncserver.peers import Peers, State, Subscription
+from syncserver.position import Position
+from syncserver.protocols.base import Ended, Freshness, RefetchNotice
+from syncserver.session import Session
+from syncserver.stream import Record, Stream
+from syncserver.views import FrameCache, View, Views
+
+logger = logging.getLogger("syncserver.subscriptions")
+
+_REFETCH_TICK_SECONDS = 0.1
+
+
+class Subscriptions:
+    """Grants become subscriptions here, and entries frames.
+
+    :param settle: sees each entry once, in order, before it is delivered (``Stream``).
+    """
+
+    def __init__(
+        self,
+        service: str,
+        views: Views,
+        engine: Engine,
+        limits: Limits,
+        *,
+        settle: Callable[[entries.Value], entries.Value] | None = None,
+    ) -> None:
+        self.stream: Stream[entries.Value] = Stream(
+            engine,
+            service,
+            self,
+            decode=entries.decode,
+            settle=settle,
+            tail_bytes=limits.tail_bytes,
+        )
+        self.peers = Peers(service)
+        self._joining = Joining(service, self.stream, views, self.peers, limits)
+        self._service = service
+        self._views = views
+        self._engine = engine
+        self._limits = limits
+        self._condemned: deque[Subscription] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Follow the stream; does nothing when it was done before."""
+        await self.stream.open()
+        if not self._tasks:
+            self._spawn(self._keep_grants())
+            self._spawn(self.peers.tell_in_rounds(self.stream, self._limits))
+
+    async def close(self) -> None:
+        """Stop following; what is under way is given up."""
+        for task in self._tasks:
+            task.cancel()
+        await self.stream.close()
+
+    # Called by the service, for one session at a time.
+
+    async def acquire(
+        self, session: Session, token: str, position: Position | None, *, resumable: bool
+    ) -> Position:
+        """Make a subscription of a grant and return the position at which it went live.
+
+        Raises Refetch, NoSuchSubscription, AlreadyAcquired, TakenOver or Unavailable. There
+        is no await between going live and the return.
+        """
+        await self.open()
+        self._check(session, token, position)
+        taken = await self._take(token, position, resumable=resumable)
+        subscription = await self._begin(session, token, taken, resumable=resumable)
+        try:
+            await self._joining.join(subscription, position or taken.grant.position)
+        except BaseException as error:
+            seconds = 0 if isinstance(error, Refetch) else self._limits.resume_seconds
+            await self._give_up(subscription, seconds)
+            raise
+        if not subscription.peer.unsettled:
+            asyncio.get_running_loop().call_soon(self.turn_ended)
+        return self.stream.cursor
+
+    async def cancel(self, session: Session, token: str) -> None:
+        """End a subscription of this session and drop its grant."""
+        subscription = self.peers.get(session).subscriptions.get(token)
+        if subscription is None:
+            raise NoSuchSubscription
+        self._detach(subscription)
+        await self._engine.release_grant(token, subscription.take, 0)
+
+    def disconnected(self, session: Session) -> None:
+        """Let go of the session's subscriptions; those that can be resumed are kept a while."""
+        gone = list(self.peers.get(session).subscriptions.values())
+        for subscription in gone:
+            self._detach(subscription)
+        self._release(gone)
+
+    def end_views(self, views: Iterable[View], reason: RefetchReason) -> None:
+        """End whoever has one of these views."""
+        for subscription in self._holders(set(views)):
+            self._end(subscription, Refetch(reason))
+
+    # Called by the stream, as its follower.
+
+    def deliver(self, record: Record[entries.Value]) -> None:
+        """Send one entry to whom it concerns."""
+        match record.value:
+            case entries.Batch(deltas):
+                self._deliver_batch(deltas)
+            case entries.TakenOver(token, take):
+                for subscription in self.peers.of_token(token):
+                    if subscription.take < take:
+                        self._end(subscription, TakenOver())
+            case entries.Revoked(token):
+                for subscription in self.peers.of_token(token):
+                    self._end(subscription, Refetch(RefetchReason.REVOKED))
+            case entries.RefetchRequested(model, items):
+                self._condemn(self._views.concerned(model, items))
+
+    def turn_ended(self) -> None:
+        """Tell the position to those who were sent something in this turn."""
+        self.peers.tell_due(self.stream.cursor)
+
+    def lost(self, reason: RefetchReason) -> None:
+        """End all subscriptions: the log cannot give what they missed."""
+        for subscription in self.peers.subscriptions():
+            self._end(subscription, Refetch(reason))
+
+    def freshness(self, *, stale: bool) -> None:
+        """Tell all peers that the log is out of reach, or back."""
+        self.peers.tell_all(Freshness(self._service, stale))
+
+    # The steps of an acquire.
+
+    def _check(self, session: Session, token: str, position: Position | None) -> None:
+        if position is not None and position.epoch != self.stream.cursor.epoch:
+            raise Refetch(RefetchReason.EPOCH)
+        held = self.peers.get(session).subscriptions
+        if token in held:
+            raise AlreadyAcquired
+        if len(held) >= self._limits.max_subscriptions:
+            raise RPCError("Too many subscriptions", code="subscription_limit")
+
+    async def _take(self, token: str, position: Position | None, *, resumable: bool) -> Taken:
+        try:
+            seconds = self._limits.resume_seconds
+            return await self._engine.take_grant(token, seconds, resumable=resumable)
+        except GrantMissing:
+            if position is None:
+                raise NoSuchSubscription from None
+            raise Refetch(RefetchReason.EXPIRED) from None
+        except GrantRevoked:
+            if not resumable:
+                raise NoSuchSubscription from None
+            raise Refetch(RefetchReason.REVOKED) from None
+        except GrantHeld:
+            raise AlreadyAcquired from None
+
+    async def _begin(
+        self, session: Session, token: str, taken: Taken, *, resumable: bool
+    ) -> Subscription:
+        if not session.open:
+            seconds = self._limits.resume_seconds if resumable else 0
+            await self._engine.release_grant(token, taken.take, seconds)
+            raise NoSuchSubscription
+        body = GrantBody.decode(taken.grant.body)
+        try:
+            views = self._views.open(body.items)
+        except Exception as error:
+            if not isinstance(error, InvalidQuery):
+                logger.exception("A dealer refuses an item that it accepted before")
+            await self._engine.release_grant(token, taken.take, 0)
+            raise Refetch(RefetchReason.FILTER_CHANGED) from None
+        if body.identity is not None:
+            session.identity = body.identity
+        peer = self.peers.get(session)
+        subscription = Subscription(peer, token, taken.take, views, resumable=resumable)
+        self.peers.add(subscription)
+        return subscription
+
+    async def _give_up(self, subscription: Subscription, seconds: float) -> None:
+        """Undo a join that failed; what ended it from outside has done so already."""
+        if subscription.state is not State.GONE:
+            self._detach(subscription)
+            await self._engine.release_grant(subscription.token, subscription.take, seconds)
+
+    # Live.
+
+    def _deliver_batch(self, deltas: tuple[Delta, ...]) -> None:
+        narrowed = self._views.narrow(deltas)
+        frames = FrameCache(self._service, deltas)
+        for view, changes in narrowed.seen.items():
+            if not view.subscribers:
+                continue
+            frame_for = frames.of_view(view.tag, tuple(changes))
+            for subscription in view.subscribers:
+                session = subscription.peer.session
+                session.put(frame_for(session.protocol))
+                if subscription.resumable:
+                    self.peers.touch(subscription.peer)
+        if narrowed.failed:
+            self.end_views(narrowed.failed, RefetchReason.FILTER_FAILED)
+
+    def _holders(self, views: set[View]) -> list[Subscription]:
+        held = self.peers.subscriptions()
+        return [subscription for subscription in held if views.intersection(subscription.views)]
+
+    def _condemn(self, views: set[View]) -> None:
+        for subscription in self._holders(views):
+            if subscription.state is State.JOINING:
+                self._end(subscription, Refetch(RefetchReason.REQUESTED))
+            elif subscription.state is State.LIVE:
+                self.peers.condemn(subscription)
+                self._condemned.append(subscription)
+                if len(self._condemned) == 1:
+                    asyncio.get_running_loop().call_soon(self._execute_some)
+
+    def _execute_some(self) -> None:
+        """Tell some of the condemned, so that a database is not asked by all at once."""
+        most = max(1, round(self._limits.refetch_per_second * _REFETCH_TICK_SECONDS))
+        for _ in range(min(most, len(self._condemned))):
+            subscription = self._condemned.popleft()
+            self._end(subscription, Refetch(RefetchReason.REQUESTED))
+        self.peers.tell_due(self.stream.cursor)
+        if self._condemned:
+            asyncio.get_running_loop().call_later(_REFETCH_TICK_SECONDS, self._execute_some)
+
+    # The end.
+
+    def _end(self, subscription: Subscription, error: RPCError) -> None:
+        """End a subscription unasked: its joiner raises ``error``, or its peer is told."""
+        if subscription.state is State.GONE:
+            return
+        joining = subscription.state is State.JOINING
+        self._detach(subscription)
+        subscription.error = error
+        if isinstance(error, Refetch):
+            subscription.resumable = False
+            self._release([subscription])
+        if not joining:
+            notice = RefetchNotice if isinstance(error, Refetch) else Ended
+            token, reason = subscription.token, str(error.reason)
+            subscription.peer.session.tell(notice(self._service, token, reason))
+
+    def _detach(self, subscription: Subscription) -> None:
+        self.peers.discard(subscription)
+        self._views.close(subscription.views)
+
+    def _release(self, gone: list[Subscription]) -> None:
+        if gone:
+            self._spawn(self._release_all(gone))
+
+    async def _release_all(self, gone: list[Subscription]) -> None:
+        for subscription in gone:
+            seconds = self._limits.resume_seconds if subscription.resumable else 0
+            try:
+                await self._engine.release_grant(subscription.token, subscription.take, seconds)
+            except Unavailable:
+                logger.info("A grant was not released; it expires by itself")
+
+    # What goes on all the time.
+
+    async def _keep_grants(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.resume_seconds / 3)
+            tokens = {subscription.token for subscription in self.peers.subscriptions()}
+            try:
+                gone = await self._engine.renew_grants(tokens, self._limits.resume_seconds)
+            except Unavailable:
+                continue
+            for token in gone:
+                for subscription in self.peers.of_token(token):
+                    self._end(subscription, Refetch(RefetchReason.EXPIRED))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A task of %s failed", self._service, exc_info=task.exception())
