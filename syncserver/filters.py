@@ -236,8 +236,8 @@ def _kinds(limits: Sequence[Any], at: Indices) -> tuple[type, ...]:
     for kinds in (_NUMBERS, (str,)):
         if all(limit.__class__ in kinds for limit in limits):
             return kinds
-    which = "the value" if len(limits) == 1 else "both values"
-    raise _refusal(f"{which} must be numbers or strings", (*at, 2))
+    what = "a number or a string" if len(limits) == 1 else "two numbers or two strings"
+    raise _refusal(f"is compared with {what}", (*at, 2))
 
 
 def _membership(values: list[Any], at: Indices) -> Predicate:
