@@ -1,10 +1,11 @@
 """How a subscription comes from a position to the node's cursor without a hole.
 
-One loop: read what follows the position in chunks, deliver it up to the cursor,
-and go live in the very callback in which position and cursor are equal. Nothing is
-buffered for a joiner, and nobody filters by position once live: replaying past the
-cursor and then going live would repeat entries. After each await the joiner looks
-again whether it is still wanted.
+One loop: read what follows the position in chunks, deliver it, and go live in the
+very callback in which position and cursor are equal. Nothing is buffered for a
+joiner, and nobody filters by position once live. Where the engine is ahead of the
+node, so may the joiner be: it waits for the cursor then, since going live ahead
+of it would repeat entries. After each await the joiner looks again whether it is
+still wanted.
 """
 
 from __future__ import annotations
@@ -66,8 +67,6 @@ class Joining:
                 _look_again(subscription)
                 continue
             for record in chunk:
-                if record.position.offset > self._stream.cursor.offset:
-                    break
                 self._replay(subscription, record)
                 position = record.position
                 replayed += 1

@@ -1,0 +1,101 @@
+"""The hand-over has no hole: at any moment, on any engine, with any cuts.
+
+Taking out the replay, the cursor check or the look after an await makes these fail.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import types
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+import syncserver.joining
+from syncserver.config import Limits
+from syncserver.engines.base import Engine
+from syncserver.engines.memory import MemoryEngine
+from syncserver.protocols.native import NativeProtocol
+from tests.support.delayed import Delayed
+from tests.support.toy import ToyProtocol
+from tests.support.world import World
+
+RUNS = 1_000
+
+LIMITS = Limits(tail_bytes=2_000)
+TIGHT = replace(LIMITS, retention_entries=6, tail_bytes=700)
+
+
+def memory(rng: random.Random, limits: Limits) -> Engine:
+    return MemoryEngine(limits)
+
+
+def delayed(rng: random.Random, limits: Limits) -> Engine:
+    return Delayed(MemoryEngine(limits), rng)
+
+
+ENGINES = [memory, delayed]
+
+
+async def explore(engine: Callable[[random.Random, Limits], Engine], runs: int) -> Counter[str]:
+    """Run worlds with seeds 0, 1, ...; return why subscriptions ended."""
+    reasons: Counter[str] = Counter()
+    for seed in range(runs):
+        rng = random.Random(seed)
+        limits = TIGHT if seed % 4 == 3 else LIMITS
+        protocol = ToyProtocol if seed % 2 else NativeProtocol
+        world = World(rng, engine(rng, limits), limits, protocol)
+        try:
+            await world.run(writes=rng.randint(5, 25), browsers=3, steps=rng.randint(3, 15))
+        except AssertionError as error:
+            error.add_note(f"seed {seed}")
+            raise
+        reasons.update(world.refetches)
+    return reasons
+
+
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_every_page_ends_equal_to_the_database_and_sees_each_change_once(
+    engine: Callable[[random.Random, Limits], Engine],
+) -> None:
+    reasons = await explore(engine, RUNS)
+    assert reasons["revoked"] > RUNS / 10
+    assert reasons["trimmed"]
+
+
+MUTANTS = {
+    "no replay": ("self._replay(subscription, record)", "pass"),
+    "no cursor check": (
+        "while position != self._stream.cursor:",
+        "while position.offset < self._stream.cursor.offset:",
+    ),
+    "live after one chunk": ("while position != self._stream.cursor:", "for _ in range(1):"),
+    "no look after an await": (
+        "    if subscription.state is State.GONE or not subscription.peer.session.open:",
+        "    if False:",
+    ),
+}
+
+
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("name", MUTANTS)
+async def test_a_joiner_with_a_fault_is_found_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant = mutated(syncserver.joining, *MUTANTS[name])
+    monkeypatch.setattr("syncserver.subscriptions.Joining", mutant.Joining)
+    with pytest.raises((AssertionError, TimeoutError, KeyError)):
+        await explore(delayed, RUNS)
+
+
+def mutated(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
+    """Return a copy of a module with one thing changed in its source."""
+    source = inspect.getsource(module)
+    assert source.count(old) == 1, f"{old!r} is not in {module.__name__} any more"
+    copy = types.ModuleType(f"{module.__name__}_mutant")
+    exec(compile(source.replace(old, new), copy.__name__, "exec"), copy.__dict__)
+    return copy

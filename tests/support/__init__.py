@@ -1,0 +1,1 @@
+"""What tests share: real parts put together, and peers that behave as browsers do."""
