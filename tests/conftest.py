@@ -16,6 +16,7 @@ import functools
 import gc
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,6 +34,15 @@ ExpectedLog = Callable[..., AbstractContextManager[None]]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "seconds(n): let an async test run for n seconds, not 30")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With CI=true nothing may be skipped: what a test needs is there."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("\nskipped, which is a failure with CI=true", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 class Announcement:

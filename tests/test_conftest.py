@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -151,3 +152,21 @@ def test_what_is_in_order_passes(report: str, name: str) -> None:
 def test_what_is_not_fails_and_says_why(report: str, outcome: str, name: str, why: str) -> None:
     assert re.search(rf"^{outcome} .*::{name}( .*)?$", report, re.MULTILINE)
     assert why in report
+
+
+def test_with_ci_a_skipped_test_fails_the_run(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    (tmp_path / "test_inner.py").write_text(
+        "import pytest\ndef test_fine(): pass\ndef test_skipped(): pytest.skip('no browser')\n",
+        "utf-8",
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+
+    def exit_code(**environment: str) -> int:
+        kept = {name: value for name, value in os.environ.items() if name != "CI"}
+        return subprocess.run(
+            command, cwd=tmp_path, env=kept | environment, capture_output=True, check=False
+        ).returncode
+
+    assert exit_code() == pytest.ExitCode.OK
+    assert exit_code(CI="true") == pytest.ExitCode.TESTS_FAILED
