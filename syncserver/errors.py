@@ -138,9 +138,7 @@ class ProtocolError(SyncError):
     code = "malformed"
     http_status = 400
 
-    def __init__(
-        self, message: str, *, service: str | None = None, call_id: object = None
-    ) -> None:
+    def __init__(self, message: str, *, service: str | None = None, call_id: object = None) -> None:
         super().__init__(message)
         self.message = message
         self.service = service

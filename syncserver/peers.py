@@ -86,6 +86,10 @@ class Peers:
         """Return all subscriptions."""
         return [held for some in self._tokens.values() for held in some]
 
+    def tokens(self) -> Iterable[str]:
+        """Return the tokens that are held here."""
+        return self._tokens
+
     def of_token(self, token: str) -> Iterable[Subscription]:
         """Return who has acquired ``token`` here: two for a moment, as it is taken over."""
         return tuple(self._tokens.get(token, ()))

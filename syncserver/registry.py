@@ -133,9 +133,7 @@ class ServiceRegistry:
         except Exception as error:  # noqa: BLE001  # logged there, and answered
             self._failed(client, service, call_id, error)
 
-    def _failed(
-        self, client: Client, service: Service, call_id: Any, error: Exception
-    ) -> None:
+    def _failed(self, client: Client, service: Service, call_id: Any, error: Exception) -> None:
         logger.error('Service "%s" failed on a message', service.name, exc_info=error)
         client.tell(Failure(service.name, call_id, InternalError()))
 

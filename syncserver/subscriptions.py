@@ -21,9 +21,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from syncserver import entries
+from syncserver.claims import Claim, Claims
 from syncserver.config import Limits
 from syncserver.delta import Delta
-from syncserver.engines.base import Engine, GrantHeld, GrantMissing, GrantRevoked, Taken
+from syncserver.engines.base import Engine, Taken
 from syncserver.errors import (
     AlreadyAcquired,
     InvalidQuery,
@@ -32,7 +33,6 @@ from syncserver.errors import (
     RefetchReason,
     RPCError,
     TakenOver,
-    Unavailable,
 )
 from syncserver.grants import GrantBody
 from syncserver.joining import Joining
@@ -75,7 +75,7 @@ class Subscriptions:
         self._joining = Joining(service, self.stream, views, self.peers, limits)
         self._service = service
         self._views = views
-        self._engine = engine
+        self._claims = Claims(engine, limits)
         self._limits = limits
         self._condemned: deque[Subscription] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,7 +84,7 @@ class Subscriptions:
         """Follow the stream; does nothing when it was done before."""
         await self.stream.open()
         if not self._tasks:
-            self._spawn(self._keep_grants())
+            self._spawn(self._claims.keep(self.peers.tokens, self._expired))
             self._spawn(self.peers.tell_in_rounds(self.stream, self._limits))
 
     async def close(self) -> None:
@@ -105,13 +105,16 @@ class Subscriptions:
         """
         await self.open()
         self._check(session, token, position)
-        taken = await self._take(token, position, resumable=resumable)
+        resuming = position is not None
+        taken = await self._claims.take(token, resumable=resumable, resuming=resuming)
         subscription = await self._begin(session, token, taken, resumable=resumable)
         try:
             await self._joining.join(subscription, position or taken.grant.position)
         except BaseException as error:
-            seconds = 0 if isinstance(error, Refetch) else self._limits.resume_seconds
-            await self._give_up(subscription, seconds)
+            if subscription.state is not State.GONE:
+                self._detach(subscription)
+                lost = isinstance(error, Refetch)
+                await self._claims.let_go(Claim(token, taken.take, kept=not lost))
             raise
         if not subscription.peer.unsettled:
             asyncio.get_running_loop().call_soon(self.turn_ended)
@@ -123,14 +126,14 @@ class Subscriptions:
         if subscription is None:
             raise NoSuchSubscription
         self._detach(subscription)
-        await self._engine.release_grant(token, subscription.take, 0)
+        await self._claims.let_go(Claim(token, subscription.take, kept=False))
 
     def disconnected(self, session: Session) -> None:
         """Let go of the session's subscriptions; those that can be resumed are kept a while."""
         gone = list(self.peers.get(session).subscriptions.values())
         for subscription in gone:
             self._detach(subscription)
-        self._release(gone)
+            self._let_go(subscription, kept=subscription.resumable)
 
     def end_views(self, views: Iterable[View], reason: RefetchReason) -> None:
         """End whoever has one of these views."""
@@ -178,27 +181,11 @@ class Subscriptions:
         if len(held) >= self._limits.max_subscriptions:
             raise RPCError("Too many subscriptions", code="subscription_limit")
 
-    async def _take(self, token: str, position: Position | None, *, resumable: bool) -> Taken:
-        try:
-            seconds = self._limits.resume_seconds
-            return await self._engine.take_grant(token, seconds, resumable=resumable)
-        except GrantMissing:
-            if position is None:
-                raise NoSuchSubscription from None
-            raise Refetch(RefetchReason.EXPIRED) from None
-        except GrantRevoked:
-            if not resumable:
-                raise NoSuchSubscription from None
-            raise Refetch(RefetchReason.REVOKED) from None
-        except GrantHeld:
-            raise AlreadyAcquired from None
-
     async def _begin(
         self, session: Session, token: str, taken: Taken, *, resumable: bool
     ) -> Subscription:
         if not session.open:
-            seconds = self._limits.resume_seconds if resumable else 0
-            await self._engine.release_grant(token, taken.take, seconds)
+            await self._claims.let_go(Claim(token, taken.take, kept=resumable))
             raise NoSuchSubscription
         body = GrantBody.decode(taken.grant.body)
         try:
@@ -206,7 +193,7 @@ class Subscriptions:
         except Exception as error:
             if not isinstance(error, InvalidQuery):
                 logger.exception("A dealer refuses an item that it accepted before")
-            await self._engine.release_grant(token, taken.take, 0)
+            await self._claims.let_go(Claim(token, taken.take, kept=False))
             raise Refetch(RefetchReason.FILTER_CHANGED) from None
         if body.identity is not None:
             session.identity = body.identity
@@ -214,12 +201,6 @@ class Subscriptions:
         subscription = Subscription(peer, token, taken.take, views, resumable=resumable)
         self.peers.add(subscription)
         return subscription
-
-    async def _give_up(self, subscription: Subscription, seconds: float) -> None:
-        """Undo a join that failed; what ended it from outside has done so already."""
-        if subscription.state is not State.GONE:
-            self._detach(subscription)
-            await self._engine.release_grant(subscription.token, subscription.take, seconds)
 
     # Live.
 
@@ -272,8 +253,7 @@ class Subscriptions:
         self._detach(subscription)
         subscription.error = error
         if isinstance(error, Refetch):
-            subscription.resumable = False
-            self._release([subscription])
+            self._let_go(subscription, kept=False)
         if not joining:
             notice = RefetchNotice if isinstance(error, Refetch) else Ended
             token, reason = subscription.token, str(error.reason)
@@ -283,31 +263,13 @@ class Subscriptions:
         self.peers.discard(subscription)
         self._views.close(subscription.views)
 
-    def _release(self, gone: list[Subscription]) -> None:
-        if gone:
-            self._spawn(self._release_all(gone))
+    def _let_go(self, subscription: Subscription, *, kept: bool) -> None:
+        claim = Claim(subscription.token, subscription.take, kept)
+        self._spawn(self._claims.let_go(claim))
 
-    async def _release_all(self, gone: list[Subscription]) -> None:
-        for subscription in gone:
-            seconds = self._limits.resume_seconds if subscription.resumable else 0
-            try:
-                await self._engine.release_grant(subscription.token, subscription.take, seconds)
-            except Unavailable:
-                logger.info("A grant was not released; it expires by itself")
-
-    # What goes on all the time.
-
-    async def _keep_grants(self) -> None:
-        while True:
-            await asyncio.sleep(self._limits.resume_seconds / 3)
-            tokens = {subscription.token for subscription in self.peers.subscriptions()}
-            try:
-                gone = await self._engine.renew_grants(tokens, self._limits.resume_seconds)
-            except Unavailable:
-                continue
-            for token in gone:
-                for subscription in self.peers.of_token(token):
-                    self._end(subscription, Refetch(RefetchReason.EXPIRED))
+    def _expired(self, token: str) -> None:
+        for subscription in self.peers.of_token(token):
+            self._end(subscription, Refetch(RefetchReason.EXPIRED))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -80,11 +80,15 @@ class Views:
         return self._by_model.get(model, ())
 
     def parse(self, spec: ItemSpec) -> Any:
-        """Return what the dealer makes of the query; InvalidQuery if it refuses."""
+        """Return what the dealer makes of the query; InvalidQuery (with a path) if it refuses."""
         dealer = self.dealers.get(spec.dealer)
         if dealer is None:
             raise InvalidQuery("No such dealer", code="no_such_dealer", field="dealer")
-        return dealer.parse_query(spec.query)
+        try:
+            return dealer.parse_query(spec.query)
+        except InvalidQuery as error:
+            error.field = "query" if error.field is None else f"query.{error.field}"
+            raise
 
     def open(self, specs: Iterable[ItemSpec]) -> list[View]:
         """Return the views of a subscription.

@@ -17,21 +17,30 @@ PACKAGE = Path(__file__).parents[1] / "syncserver"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("delta", "position", "canonical", "strict_json", "config", "configfile"),
-    ("filters",),
+    ("filters", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("session", "stream", "wheel"),
-    ("views", "subscriptions"),
+    ("views", "claims", "peers", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
     ("handlers/",),
-    ("app", "cli", "__main__"),
+    ("server", "app", "cli", "__main__"),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
 # Two files of one floor, of which the first stands on the second.
 STANDS_ON = {
     ("configfile", "config"),  # the file is read into the settings
-    ("subscriptions", "views"),  # a subscription is attached to views
+    ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
+    ("peers", "views"),  # a subscription is attached to views
+    ("joining", "peers"),
+    ("joining", "views"),
+    ("subscriptions", "views"),
+    ("subscriptions", "peers"),
+    ("subscriptions", "claims"),
+    ("subscriptions", "joining"),
+    ("handlers.websocket", "handlers.outlet"),  # a handler receives, its outlet sends
+    ("app", "server"),
     ("cli", "app"),
     ("__main__", "cli"),
 }

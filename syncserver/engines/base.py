@@ -105,9 +105,7 @@ class Engine(ABC):
         """Return up to ``limit`` entries that follow ``after``; PositionLost if there is a hole."""
 
     @abstractmethod
-    async def follow(
-        self, stream: str, after: Position, listener: Listener
-    ) -> Callable[[], None]:
+    async def follow(self, stream: str, after: Position, listener: Listener) -> Callable[[], None]:
         """Tell ``listener`` all that follows ``after``, until the result is called."""
 
     @abstractmethod

@@ -60,9 +60,7 @@ class MemoryEngine(Engine):
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         return self._log(stream).read(after, limit)
 
-    async def follow(
-        self, stream: str, after: Position, listener: Listener
-    ) -> Callable[[], None]:
+    async def follow(self, stream: str, after: Position, listener: Listener) -> Callable[[], None]:
         return self._log(stream).follow(after, listener)
 
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:

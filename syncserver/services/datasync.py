@@ -235,5 +235,3 @@ def _id(_model: str) -> str:
 
 def _key(req: Request) -> str | None:
     return req.client.idempotency_key
-
-

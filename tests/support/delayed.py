@@ -49,9 +49,7 @@ class Delayed(Engine):
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         return await self._delayed(self._engine.read(stream, after, limit))
 
-    async def follow(
-        self, stream: str, after: Position, listener: Listener
-    ) -> Callable[[], None]:
+    async def follow(self, stream: str, after: Position, listener: Listener) -> Callable[[], None]:
         late = LateListener(listener, self._rng, self._most)
         return await self._delayed(self._engine.follow(stream, after, late))
 

@@ -72,9 +72,7 @@ class World:
         await self.service.open()
         peers = [Browser(self, name) for name in self.rng.choices(list(ITEMS), k=browsers)]
         try:
-            await asyncio.gather(
-                self.write(writes), *(browser.live(steps) for browser in peers)
-            )
+            await asyncio.gather(self.write(writes), *(browser.live(steps) for browser in peers))
             async with asyncio.timeout(10):
                 while not all([await browser.rests() for browser in peers]):
                     pass

@@ -1,0 +1,193 @@
+"""The command line: what it reads, what it prints, and what its exit codes mean.
+
+Exit codes are those of sysexits.h; docs/reference/commands lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from syncserver.configfile import load
+from syncserver.errors import ConfigError
+from syncserver.version import __version__
+
+CANNOT_LISTEN = 69
+INTERNAL = 70
+CANNOT_WRITE = 73
+REFUSED = 78
+INTERRUPTED = 128 + signal.SIGINT
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+logger = logging.getLogger("syncserver.cli")
+
+_ABOUT = ("-h", "--help", "--version")
+_LEVELS = ("debug", "info", "warning", "error")
+_BIND_ERRNOS = {
+    errno.EACCES,
+    errno.EADDRINUSE,
+    errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+    errno.EPERM,
+}
+# Text from outside cannot begin a line of its own in the log, nor steer a terminal.
+_CONTROLS = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
+    if chr(code) != "\t"
+}
+
+
+class LineFormatter(logging.Formatter):
+    """One line for each record, whatever stands in it; a traceback follows on its own lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the line with control characters escaped."""
+        return super().formatMessage(record).translate(_CONTROLS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    options = _parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+    try:
+        code: int = options.run(options)
+    except ConfigError as error:
+        return _fail(REFUSED, str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        logger.exception("Ended by an error of its own; please report it")
+        return INTERNAL
+    return code
+
+
+def _with_command(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments with ``serve`` where no command stands."""
+    if arguments and (arguments[0] in _ABOUT or not arguments[0].startswith("-")):
+        return arguments
+    return ["serve", *arguments]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="syncserver",
+        description="A daemon beside your web app that keeps lists in browsers equal to rows in"
+        " its database: the app posts every change of a row, browsers get those that they may"
+        " see.",
+        epilog="Without a command it serves, with settings for trying out on this machine."
+        " 'syncserver COMMAND --help' says more about a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"syncserver {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_client(commands)
+    return parser
+
+
+def _add_serve(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve browsers and the web app until SIGTERM or SIGINT (the default)",
+        description="Serve until SIGTERM or SIGINT: then calls under way are finished and clients"
+        " are told to reconnect. A second signal ends at once.",
+        epilog="Single settings can be given in the environment, before those of the file:"
+        " SYNCSERVER_FRONTEND__PORT=8080. Without API keys one is made and kept; its file is"
+        " named at start.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file with the settings; without it the file that SYNCSERVER_CONFIG names, or"
+        " else the defaults",
+    )
+    parser.add_argument(
+        "--app",
+        metavar="MODULE:ATTRIBUTE",
+        help="serve a pair of registries (frontend, backend) made in Python, or a function that"
+        " returns one, in place of the [services] of the file",
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        type=str.lower,
+        choices=_LEVELS,
+        default="info",
+        help=f"what is logged on standard error: {', '.join(_LEVELS)} (default: %(default)s)",
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _add_client(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "client",
+        help="copy the browser library into a directory of your web app",
+        description="Copy the browser library of this release, an ES module and its TypeScript"
+        " types. (A running daemon also serves it, at /syncserver.js.)",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="directory for syncserver.js and syncserver.d.ts; made if it is missing, files of"
+        " another release are replaced",
+    )
+    parser.set_defaults(run=_copy_client)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from syncserver import app  # noqa: PLC0415  # --help does not wait for Tornado
+
+    _log_to_stderr(options.log_level)
+    config = load(options.config, os.environ, app.KNOWN)
+    try:
+        return app.run(config, application=options.app)
+    except OSError as error:
+        if error.errno not in _BIND_ERRNOS and not isinstance(error, socket.gaierror):
+            raise
+        doors = " or ".join(
+            f"{door.address} port {door.port}" for door in (config.frontend, config.backend)
+        )
+        mend = "is another daemon running? Else change address or port of [frontend] or [backend]"
+        return _fail(CANNOT_LISTEN, f"cannot listen on {doors}: {error.strerror}; {mend}")
+
+
+def _copy_client(options: argparse.Namespace) -> int:
+    from syncserver import app  # noqa: PLC0415  # --help does not wait for Tornado
+
+    out: Path = options.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, path in app.client_files().items():
+            shutil.copyfile(path, out / name)
+            print(out / name)
+    except OSError as error:
+        return _fail(CANNOT_WRITE, f"{error.filename2 or error.filename}: {error.strerror}")
+    return 0
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"syncserver: {message.translate(_CONTROLS)}", file=sys.stderr)
+    return code

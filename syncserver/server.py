@@ -1,0 +1,192 @@
+"""The daemon: two doors with the routes behind them, opened, drained and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from syncserver.config import Config
+from syncserver.engines.base import Engine
+from syncserver.errors import CloseCode, Unavailable
+from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
+from syncserver.handlers.files import ClientFileHandler
+from syncserver.handlers.websocket import WebSocketHandler
+from syncserver.protocols.base import Protocol
+from syncserver.registry import ServiceRegistry
+from syncserver.version import __version__
+from syncserver.wheel import Wheel
+
+logger = logging.getLogger("syncserver.server")
+
+Registries = tuple[ServiceRegistry, ServiceRegistry]
+
+_HEADER_BYTES = 16 * 1024
+_HEADER_SECONDS = 15.0
+_KEEP_ALIVE_SECONDS = 300.0
+_BODY_SECONDS = 15.0
+_CLOSED_PER_SLICE = 200
+_RECONNECTS_PER_SECOND = 500
+_POLL_SECONDS = 0.02
+
+_NOTES = {"memory": " (what is not delivered is gone with the process)"}
+
+
+class Server:
+    """The daemon: two doors, and the registries behind them.
+
+    :param registries: for browsers, and for the web app.
+    :param protocols: paths and the wire protocols that are spoken there.
+    :param files: names and places of the browser library's files.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        registries: Registries,
+        engine: Engine | None = None,
+        *,
+        protocols: Mapping[str, type[Protocol]],
+        files: Mapping[str, Path],
+    ) -> None:
+        self.config = config
+        self._protocols = protocols
+        self._files = files
+        self.frontend, self.backend = registries
+        self._engine = engine
+        self._wheel = Wheel()
+        self._doors: dict[str, HTTPServer] = {}
+        self.frontend_port = self.backend_port = 0
+
+    async def start(self) -> None:
+        """Get the services ready and open both doors; OSError if an address is taken."""
+        await self.frontend.open()
+        await self.backend.open()
+        frontend, backend = self.config.frontend, self.config.backend
+        self.frontend_port = self._listen(
+            "frontend", self._frontend_routes(), frontend.address, frontend.port, _HEADER_SECONDS
+        )
+        self.backend_port = self._listen(
+            "backend", self._backend_routes(), backend.address, backend.port, _KEEP_ALIVE_SECONDS
+        )
+
+    async def drain(self) -> None:
+        """Finish what is under way, send all clients elsewhere, and close within bounds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.limits.drain_seconds
+        self.frontend.draining = self.backend.draining = True
+        self._doors["frontend"].stop()
+        await self._until(lambda: not self.backend.calls_under_way, deadline)
+        sessions = list(self.frontend.sessions)
+        spread_ms = 1000 * max(1, len(sessions) // _RECONNECTS_PER_SECOND)
+        for number, session in enumerate(sessions):
+            wait = random.randrange(spread_ms)  # noqa: S311  # spreads load, guards nothing
+            session.close(CloseCode.DRAIN, f'{{"retry_after": {wait}}}')
+            if number % _CLOSED_PER_SLICE == _CLOSED_PER_SLICE - 1:
+                await asyncio.sleep(0)
+        await self._until(lambda: not self.frontend.sockets, deadline)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Close everything at once."""
+        for door in self._doors.values():
+            door.stop()
+        await self.frontend.close()
+        await self.backend.close()
+        if self._engine is not None:
+            await self._engine.close()
+        self._wheel.close()
+
+    async def not_ready(self) -> list[str]:
+        """Return why the daemon should get no new work; nothing if it should."""
+        reasons = ["draining"] if self.backend.draining else []
+        if self._engine is not None:
+            try:
+                await self._engine.check()
+            except Unavailable as error:
+                reasons.append(f"engine: {error}")
+        return reasons
+
+    async def not_alive(self) -> list[str]:
+        """Return nothing: whoever answers is alive."""
+        return []
+
+    def summary(self) -> str:
+        """Return what was started, for a person at a terminal."""
+        config = self.config
+        frontend, backend = config.frontend, config.backend
+        key = backend.key_file or f"{len(backend.api_keys)} from {config.source}"
+        lines = {
+            "syncserver": f"{__version__}, settings from {config.source or 'none (defaults)'}",
+            "frontend": f"ws://{_host(frontend.address)}:{self.frontend_port}/ws",
+            "backend": f"http://{_host(backend.address)}:{self.backend_port}/backend",
+            "api key": key,
+            "origins": ", ".join(frontend.allowed_origins),
+            "services": ", ".join(
+                [*self.frontend.registered_services, *self.backend.registered_services]
+            ),
+            "engine": config.engine + _NOTES.get(config.engine, ""),
+        }
+        return "\n".join(f"{name} {text}" for name, text in lines.items())
+
+    def _listen(
+        self, name: str, routes: list[Any], address: str, port: int, idle_seconds: float
+    ) -> int:
+        application = Application(routes, log_function=_log_request, compress_response=False)
+        door = HTTPServer(
+            application,
+            idle_connection_timeout=idle_seconds,
+            body_timeout=_BODY_SECONDS,
+            max_header_size=_HEADER_BYTES,
+            max_body_size=4 * self.config.limits.max_body_bytes,
+        )
+        sockets = bind_sockets(port, address)
+        door.add_sockets(sockets)
+        self._doors[name] = door
+        bound: int = sockets[0].getsockname()[1]
+        return bound
+
+    def _frontend_routes(self) -> list[Any]:
+        routes: list[Any] = [
+            WebSocketHandler.get_route(
+                self.frontend,
+                path,
+                protocol=protocol,
+                allowed_origins=self.config.frontend.allowed_origins,
+                wheel=self._wheel,
+            )
+            for path, protocol in self._protocols.items()
+        ]
+        for name, path in self._files.items():
+            routes.append((f"/{name.replace('.', '[.]')}", ClientFileHandler, {"path": path}))
+        return routes
+
+    def _backend_routes(self) -> list[Any]:
+        keys = [key.reveal() for key in self.config.backend.api_keys]
+        options = {"service_registry": self.backend, "api_keys": keys}
+        return [
+            ("/backend", BackendHTTPHandler, options),
+            ("/live", HealthHandler, {"check": self.not_alive}),
+            ("/ready", HealthHandler, {"check": self.not_ready}),
+        ]
+
+    async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not condition() and loop.time() < deadline:  # noqa: ASYNC110  # once in a life
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _log_request(handler: RequestHandler) -> None:
+    request = handler.request
+    logger.debug("%s %s %s", handler.get_status(), request.method, request.path)
