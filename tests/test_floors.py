@@ -92,7 +92,7 @@ def may_import(module: str, other: str) -> bool:
     package, _, name = other.partition(".")
     if module.partition(".")[0] == package and package + "/" in FLOOR_OF:
         # Within a package: everyone its base; its __init__ what it re-exports.
-        return name == "base" or "." not in module
+        return name == "base" or "." not in module or (module, other) in STANDS_ON
     return floor_of(other) < floor_of(module) or (module, other) in STANDS_ON
 
 
