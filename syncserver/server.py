@@ -13,7 +13,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from syncserver.config import Config
+from syncserver.config import LOCAL_ORIGINS, Config
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
 from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
@@ -128,7 +128,7 @@ class Server:
             "frontend": f"ws://{_host(frontend.address)}:{self.frontend_port}/ws",
             "backend": f"http://{_host(backend.address)}:{self.backend_port}/backend",
             "api key": key,
-            "origins": ", ".join(frontend.allowed_origins),
+            "origins": _origins(frontend.allowed_origins),
             "services": ", ".join(
                 [*self.frontend.registered_services, *self.backend.registered_services]
             ),
@@ -181,6 +181,10 @@ class Server:
         loop = asyncio.get_running_loop()
         while not condition() and loop.time() < deadline:  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(_POLL_SECONDS)
+
+
+def _origins(allowed: tuple[str, ...]) -> str:
+    return "localhost on any port" if allowed == LOCAL_ORIGINS else ", ".join(allowed)
 
 
 def _host(address: str) -> str:

@@ -27,6 +27,7 @@ from syncserver.delta import Delta
 from syncserver.engines.base import Engine, Taken
 from syncserver.errors import (
     AlreadyAcquired,
+    CloseCode,
     InvalidQuery,
     NoSuchSubscription,
     Refetch,
@@ -213,7 +214,11 @@ class Subscriptions:
             frame_for = frames.of_view(view.tag, tuple(changes))
             for subscription in view.subscribers:
                 session = subscription.peer.session
-                session.put(frame_for(session.protocol))
+                try:
+                    session.put(frame_for(session.protocol))
+                except Exception:  # a protocol with state of its own; the others go on
+                    logger.exception("A delta cannot be told to %s", session.remote_address)
+                    session.abort(CloseCode.INTERNAL)
                 if subscription.resumable:
                     self.peers.touch(subscription.peer)
         if narrowed.failed:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from syncserver import strict_json
+from syncserver import canonical
 from syncserver.errors import InternalError, InvalidParams, ProtocolError, RPCError, UnknownCommand
 from syncserver.protocols.base import Command, Failure, Notification, Reply
 from syncserver.protocols.native import read_call
@@ -211,8 +211,8 @@ def session_of(request: Request) -> Session:
 
 
 def format_call(command: str, params: Any) -> str:
-    """Return ``command(params)`` with the params as JSON, cut to 100 characters."""
-    text = strict_json.encode_trusted(params).decode()
+    """Return ``command(params)`` with the params as sorted JSON, cut to 100 characters."""
+    text = canonical.key(params).decode()
     return f"{command}({ellipsis(text, _LOGGED_CHARACTERS)})"
 
 
