@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from syncserver.config import Limits
-from syncserver.errors import InternalError, UnknownService
+from syncserver.errors import InternalError, ProtocolError, UnknownService
 from syncserver.protocols.base import Command, Failure, Message, Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.services.base import RPCService, Service
@@ -120,10 +120,14 @@ class ServiceRegistry:
         """Handle an envelope that was decoded already."""
         return self.dispatch(client, Message(msg["service"], msg["message"]))
 
-    def process_message_raw(self, client: Client, text: str | bytes) -> list[Awaitable[None]]:
-        """Handle the text of an envelope; return what is still to be awaited."""
-        pending = [self.dispatch(client, message) for message in NativeProtocol().receive(text)]
-        return [some for some in pending if some is not None]
+    def process_message_raw(self, client: Client, text: str | bytes) -> Awaitable[None] | None:
+        """Handle the text of an envelope; what is none is answered."""
+        try:
+            [message] = NativeProtocol().receive(text)
+        except ProtocolError as error:
+            client.tell(Failure(error.service, error.call_id, error))
+            return None
+        return self.dispatch(client, message)
 
     async def _finish(
         self, client: Client, service: Service, call_id: Any, pending: Awaitable[None]
