@@ -178,7 +178,8 @@ def _copy_client(options: argparse.Namespace) -> int:
             shutil.copyfile(path, out / name)
             print(out / name)
     except OSError as error:
-        return _fail(CANNOT_WRITE, f"{error.filename2 or error.filename}: {error.strerror}")
+        place = error.filename2 or error.filename or out
+        return _fail(CANNOT_WRITE, f"{place}: {error.strerror or error}")
     return 0
 
 

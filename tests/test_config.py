@@ -1,0 +1,677 @@
+"""What the configuration may say, and how it is refused: with file, key and mend in one line."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import pickle
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, asdict, fields
+from pathlib import Path
+
+import pytest
+
+from syncserver.config import (
+    Backend,
+    Config,
+    DealerConfig,
+    Frontend,
+    Known,
+    Limits,
+    Model,
+    Secret,
+    ServiceConfig,
+    check_origin,
+)
+from syncserver.configfile import load
+from syncserver.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+KEY = "a-key-that-is-long-enough-for-use"
+MAKE_ONE = """make one with "python -c 'import secrets; print(secrets.token_urlsafe(32))'\""""
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Return a function that writes syncserver.toml here and returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> str:
+        Path("syncserver.toml").write_text(text, "utf-8")
+        return "syncserver.toml"
+
+    return write
+
+
+def environ(tmp_path: Path, **more: str) -> dict[str, str]:
+    return {"SYNCSERVER_STATE_DIR": str(tmp_path / "state"), **more}
+
+
+def refusal(path: str | None, env: dict[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, env)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def example() -> str:
+    """Return the file of the how-to."""
+    page = (ROOT / "docs/howto/configure.rst").read_text("utf-8")
+    block = re.search(r"code-block:: toml\n\n((?:   .*\n|\n)+)", page)
+    assert block is not None
+    return re.sub(r"(?m)^   ", "", block[1])
+
+
+# What is read
+
+
+def test_without_a_file_the_defaults_serve_this_machine_only(tmp_path: Path) -> None:
+    config = load(None, environ(tmp_path))
+    assert config.frontend == Frontend()
+    assert (config.frontend.address, config.frontend.port) == ("127.0.0.1", 5800)
+    assert (config.backend.address, config.backend.port) == ("127.0.0.1", 5801)
+    assert config.limits == Limits()
+    assert config.engine == "memory"
+    assert config.source is None
+    assert not config.insecure
+
+
+def test_without_services_there_is_one_dealer_of_each_kind_to_try(
+    tmp_path: Path, write: Write
+) -> None:
+    for config in (load(None, environ(tmp_path)), load(write(""), environ(tmp_path)), Config()):
+        assert config.services == {
+            "datasync": ServiceConfig(
+                type="datasync",
+                dealers={
+                    "AllTasks": DealerConfig(type="broadcast", model="Task"),
+                    "CommentsByBlogEntry": DealerConfig(
+                        type="keyed", model="Comment", key="entryId"
+                    ),
+                    "FilteredTasks": DealerConfig(type="filter", model="Task"),
+                },
+            ),
+            "pubsub": ServiceConfig(type="pubsub"),
+        }
+
+
+def test_browsers_may_not_publish_to_everybody_unless_the_file_says_so(
+    tmp_path: Path, write: Write
+) -> None:
+    text = '[services.a]\ntype = "pubsub"\n[services.b]\ntype = "pubsub"\nclient_publish = true\n'
+    services = load(write(text), environ(tmp_path)).services
+    assert {name: service.client_publish for name, service in services.items()} == {
+        "a": False,
+        "b": True,
+    }
+
+
+def test_the_file_of_the_how_to_is_read_as_it_stands(write: Write) -> None:
+    path = write(example())
+    keys = Path("keys")
+    keys.mkdir()
+    (keys / "reporting").write_text(KEY + "\n")
+    (keys / "reporting").chmod(0o600)
+    config = load(path, {"SYNCSERVER_API_KEY": KEY[::-1]})
+    assert config.source == "syncserver.toml"
+    assert config.frontend == Frontend(
+        address="0.0.0.0", port=5800, allowed_origins=("https://app.example.org",)
+    )
+    assert [key.reveal() for key in config.backend.api_keys] == [KEY[::-1].encode(), KEY.encode()]
+    assert config.backend.key_file is None
+    assert config.limits == Limits(grant_seconds=120, max_deltas=2000)
+    assert config.models == {"Task": Model(key="id")}
+    assert list(config.services) == ["datasync", "pubsub"]
+    assert config.services["datasync"].dealers["CommentsByBlogEntry"].key == "entryId"
+
+
+def test_key_files_are_found_from_the_directory_of_the_file(tmp_path: Path, write: Write) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "key").write_text(KEY)
+    (folder / "key").chmod(0o400)
+    (folder / "s.toml").write_text('[backend]\napi_keys = ["file:key"]')
+    assert load(str(folder / "s.toml"), {}).backend.api_keys == (Secret(KEY),)
+
+
+def test_the_environment_names_the_file_unless_the_caller_does(
+    tmp_path: Path, write: Write
+) -> None:
+    (tmp_path / "other.toml").write_text("[frontend]\nport = 1")
+    env = environ(tmp_path, SYNCSERVER_CONFIG=write("[frontend]\nport = 2"))
+    assert load(None, env).frontend.port == 2
+    assert load("other.toml", env).frontend.port == 1
+    assert load(None, env | {"SYNCSERVER_CONFIG": ""}).source is None
+
+
+def test_every_limit_can_be_set(tmp_path: Path, write: Write) -> None:
+    wanted = {name: value + 1 for name, value in asdict(Limits()).items()}
+    lines = "".join(f"{name} = {value}\n" for name, value in wanted.items())
+    assert asdict(load(write("[limits]\n" + lines), environ(tmp_path)).limits) == wanted
+
+
+def test_seconds_may_have_fractions(tmp_path: Path, write: Write) -> None:
+    limits = load(write("[limits]\nping_seconds = 0.5"), environ(tmp_path)).limits
+    assert limits.ping_seconds == 0.5
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path, write: Write) -> None:
+    path = write('[frontend]\nport = 1\naddress = "::1"\n[limits]\nping_seconds = 9')
+    env = environ(
+        tmp_path,
+        SYNCSERVER_INSECURE="true",
+        SYNCSERVER_ENGINE="memory",
+        SYNCSERVER_FRONTEND__PORT="0",
+        SYNCSERVER_FRONTEND__ALLOWED_ORIGINS="https://a.example, *",
+        SYNCSERVER_BACKEND__ADDRESS="::1",
+        SYNCSERVER_BACKEND__API_KEYS=f"{KEY},env:OTHER",
+        SYNCSERVER_LIMITS__GRANT_SECONDS="1.5",
+        OTHER=KEY * 2,
+    )
+    config = load(path, env)
+    assert config.insecure
+    assert config.frontend == Frontend(
+        address="::1", port=0, allowed_origins=("https://a.example", "*")
+    )
+    assert config.backend == Backend(address="::1", api_keys=(Secret(KEY), Secret(KEY * 2)))
+    assert config.limits == Limits(grant_seconds=1.5, ping_seconds=9)
+
+
+def test_variables_that_docker_and_kubernetes_make_are_let_be(tmp_path: Path) -> None:
+    env = environ(tmp_path, SYNCSERVER_PORT="tcp://10.0.0.1:5800", SYNCSERVER_FRONTEND_PORT="x")
+    assert load(None, env).frontend == Frontend()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("https://app.example.org", "https://app.example.org"),
+        ("https://app.example.org:8443", "https://app.example.org:8443"),
+        ("http://localhost:*", "http://localhost:*"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+        ("HTTPS://App.Example.ORG", "https://app.example.org"),
+        ("https://app.example.org:443", "https://app.example.org"),
+        ("http://app.example.org:80", "http://app.example.org"),
+        ("http://app.example.org:443", "http://app.example.org:443"),
+        ("capacitor://localhost", "capacitor://localhost"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_write_it(written: str, meant: str) -> None:
+    assert check_origin(written) == meant
+
+
+def test_any_origin_may_come_where_the_file_says_insecure(tmp_path: Path, write: Write) -> None:
+    path = write('insecure = true\n[frontend]\nallowed_origins = ["*"]')
+    assert load(path, environ(tmp_path)).frontend.allowed_origins == ("*",)
+
+
+def test_a_model_that_is_not_declared_has_the_default_key(tmp_path: Path, write: Write) -> None:
+    config = load(write('[models.Task]\nkey = "uuid"'), environ(tmp_path))
+    assert (config.model("Task").key, config.model("Comment").key) == ("uuid", "id")
+
+
+def test_a_new_engine_dealer_or_service_is_a_row_in_the_tables(
+    tmp_path: Path, write: Write
+) -> None:
+    known = Known(
+        engines=("memory", "sqlite"), services={"chat": ("dealers",)}, dealers={"near": ()}
+    )
+    text = 'engine = "sqlite"\n[services.c]\ntype = "chat"\n'
+    text += '[services.c.dealers.D]\ntype = "near"\nmodel = "M"'
+    config = load(write(text), environ(tmp_path), known)
+    assert config.engine == "sqlite"
+    assert config.services["c"].dealers == {"D": DealerConfig(type="near", model="M")}
+
+
+def test_settings_cannot_be_changed(tmp_path: Path) -> None:
+    config = load(None, environ(tmp_path))
+    with pytest.raises(FrozenInstanceError):
+        config.engine = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        config.services["x"] = ServiceConfig(type="pubsub")  # type: ignore[index]
+
+
+# What is refused
+
+DEALER = '[services.s]\ntype = "datasync"\n[services.s.dealers.D]\n'
+IN_DEALER = "[services.s.dealers.D]"
+LARGEST = 2**53
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "port = 1",
+            "port: unknown key; known: engine, insecure, frontend, backend, limits, models,",
+        ),
+        ('"a\\nb" = 1\nengine = 2', r'"a\nb": unknown key; known: engine, insecure, frontend,'),
+        ('engine = "memroy"', 'engine: unknown engine "memroy"; did you mean "memory"?'),
+        ("engine = 1", "engine: must be a string, not a whole number"),
+        ("engine = 2020-01-01", "engine: must be a string, not a date or time"),
+        ("insecure = 1", "insecure: must be true or false, not a whole number"),
+        ("frontend = 1", "frontend: must be a table, not a whole number"),
+        ("[frontend]\nprot = 1", '[frontend] prot: unknown key; did you mean "port"?'),
+        ("[frontend]\nport = true", "[frontend] port: must be a whole number, not true or false"),
+        ('[frontend]\nport = "1"', "[frontend] port: must be a whole number, not a string"),
+        (
+            "[frontend]\nport = 65536",
+            "[frontend] port: out of range; 1 to 65535, or 0 for any free port",
+        ),
+        (
+            "[backend]\nport = -1",
+            "[backend] port: out of range; 1 to 65535, or 0 for any free port",
+        ),
+        (
+            "[backend]\nport = 5800",
+            "[backend] port: the frontend has the same; give each its own",
+        ),
+        (
+            '[frontend]\naddress = ""',
+            "[frontend] address: must be a text without control characters, and not empty",
+        ),
+        (
+            '[frontend]\nallowed_origins = "https://a.example"',
+            "[frontend] allowed_origins: must be a list, not a string",
+        ),
+        (
+            '[frontend]\nallowed_origins = ["https://a.example", 3]',
+            "[frontend] allowed_origins[1]: must be a string, not a whole number",
+        ),
+        (
+            '[frontend]\nallowed_origins = ["*"]',
+            '[frontend] allowed_origins[0]: "*" lets every page in; name the origins, or set insec',
+        ),
+        (
+            "[backend]\napi_keys = []",
+            "[backend] api_keys: no key in the list; add one, or leave the list out",
+        ),
+        ('[backend]\nkey_file = "x"', "[backend] key_file: unknown key; known: address, port,"),
+        (
+            "[limits]\ngrant_second = 1",
+            '[limits] grant_second: unknown key; did you mean "grant_seconds"?',
+        ),
+        (
+            "[limits]\nmax_items = 1.5",
+            "[limits] max_items: must be a whole number, not a number",
+        ),
+        (
+            "[limits]\nmax_items = true",
+            "[limits] max_items: must be a whole number, not true or false",
+        ),
+        (
+            "[limits]\nping_seconds = true",
+            "[limits] ping_seconds: must be a number, not true or false",
+        ),
+        *(
+            (
+                f"[limits]\n{setting}",
+                f"[limits] {setting.split()[0]}: out of range; more than 0, at most {LARGEST}",
+            )
+            for setting in (
+                "max_items = 0",
+                "max_items = -1",
+                "ping_seconds = 0",
+                "ping_seconds = nan",
+                "ping_seconds = inf",
+                f"ping_seconds = 1{'0' * 400}",
+            )
+        ),
+        (
+            "[limits]\nmax_message_bytes = 300_000",
+            "[limits] max_inbox_bytes: smaller than one message of max_message_bytes",
+        ),
+        ("[models]\nTask = 1", "[models] Task: must be a table, not a whole number"),
+        ('[models.Task]\nkye = "id"', '[models.Task] kye: unknown key; did you mean "key"?'),
+        ('[models."a.b"]\nkey = 1', '[models."a.b"] key: must be a string, not a whole number'),
+        ('[models.""]', '[models] "": no name; give it letters and digits'),
+        (
+            "[services]",
+            "services: empty; add [services.NAME], or leave it out for the defaults",
+        ),
+        ("[services.s]", "[services.s] type: missing; known: datasync, pubsub"),
+        (
+            '[services.s]\ntype = "pubsup"',
+            '[services.s] type: unknown type "pubsup"; did you mean "pubsub"?',
+        ),
+        ('[services.s]\ntpye = "pubsub"', '[services.s] tpye: unknown key; did you mean "type"?'),
+        (
+            '[services.s_backend]\ntype = "pubsub"',
+            "[services] s_backend: names in _backend are for the trusted halves; choose another",
+        ),
+        (
+            '[services.s]\ntype = "datasync"\nclient_publish = true',
+            '[services.s] client_publish: does not go with type "datasync"; take it out',
+        ),
+        (
+            '[services.s]\ntype = "pubsub"\nclient_publish = "no"',
+            "[services.s] client_publish: must be true or false, not a string",
+        ),
+        (
+            '[services.s]\ntype = "pubsub"\n[services.s.dealers.D]\ntype = "filter"',
+            '[services.s] dealers: does not go with type "pubsub"; take it out',
+        ),
+        (f'{DEALER}type = "filter"', f"{IN_DEALER} model: missing; it has no default"),
+        (f'{DEALER}model = "M"', f"{IN_DEALER} type: missing; known: broadcast, keyed, filter"),
+        (
+            f'{DEALER}type = "keyd"\nmodel = "M"',
+            f'{IN_DEALER} type: unknown type "keyd"; did you mean "keyed"?',
+        ),
+        (f'{DEALER}type = "keyed"\nmodel = "M"', f"{IN_DEALER} key: missing; it has no default"),
+        (
+            f'{DEALER}type = "broadcast"\nmodel = "M"\nkey = "k"',
+            f'{IN_DEALER} key: does not go with type "broadcast"; take it out',
+        ),
+    ],
+)
+def test_a_refusal_names_file_key_and_mend(
+    tmp_path: Path, write: Write, text: str, message: str
+) -> None:
+    assert refusal(write(text), environ(tmp_path)).startswith(f"syncserver.toml: {message}")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "app.example.org",
+        "https://app.example.org/",
+        "https://app.example.org/path",
+        "https://*.example.org",
+        "https://*",
+        "https://user@app.example.org",
+        "https://app.example.org:0",
+        "https://app.example.org:65536",
+        "https://app.example.org:",
+        "https://app.example.org\n",
+        "https://bücher.example",
+        "null",
+        "",
+    ],
+)
+def test_what_is_no_origin_is_refused(tmp_path: Path, write: Write, origin: str) -> None:
+    env = environ(tmp_path)
+    path = write(f'[frontend]\nallowed_origins = ["{origin}"]'.replace('\n"', '\\n"'))
+    assert refusal(path, env) == (
+        f"syncserver.toml: [frontend] allowed_origins[0]: {origin!a} is no origin; write"
+        ' scheme://host as in "https://app.example.org", with :PORT, or with :* for any port'
+    )
+
+
+def test_two_dealers_of_one_name_are_refused_with_the_line(tmp_path: Path, write: Write) -> None:
+    path = write(f'{DEALER}type = "filter"\nmodel = "M"\n[services.s.dealers.D]\n')
+    message = refusal(path, environ(tmp_path))
+    assert message.startswith("syncserver.toml: not TOML: ")
+    assert "(at line 6, " in message
+
+
+def test_a_broken_file_is_refused_with_the_line(tmp_path: Path, write: Write) -> None:
+    message = refusal(write('[frontend]\nport = 1\naddress "x"\n'), environ(tmp_path))
+    assert message.startswith("syncserver.toml: not TOML: ")
+    assert "(at line 3, " in message
+
+
+def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path, write: Write) -> None:
+    path = write("")
+    Path(path).write_bytes(b"a = 1\n\n# \xe4\n")
+    assert refusal(path, environ(tmp_path)) == (
+        "syncserver.toml: not UTF-8 (at line 3); save it as UTF-8"
+    )
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.toml")
+    assert refusal(path, environ(tmp_path)) == (
+        f"{path}: cannot be read: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SYNCSERVER_FRONTEND__PORT", "x", ": must be a whole number, not a string"),
+        ("SYNCSERVER_FRONTEND__PORT", "", ": must be a whole number, not a string"),
+        (
+            "SYNCSERVER_FRONTEND__PROT",
+            "1",
+            ': unknown setting; did you mean "SYNCSERVER_FRONTEND__PORT"?',
+        ),
+        ("SYNCSERVER_INSECURE", "yes", ": must be true or false, not a string"),
+        ("SYNCSERVER_ENGINE", "memroy", ': unknown engine "memroy"; did you mean "memory"?'),
+        (
+            "SYNCSERVER_BACKEND__API_KEYS",
+            f"{KEY},x",
+            f"[1]: shorter than 32 characters; {MAKE_ONE}",
+        ),
+        (
+            "SYNCSERVER_BACKEND__API_KEYS",
+            "",
+            ": no key in the list; add one, or leave the list out",
+        ),
+        ("SYNCSERVER_LIMITS__MAX_ITEMS", "0", f": out of range; more than 0, at most {LARGEST}"),
+    ],
+)
+def test_a_refusal_of_the_environment_names_the_variable(
+    tmp_path: Path, variable: str, value: str, message: str
+) -> None:
+    assert refusal(None, environ(tmp_path, **{variable: value})) == variable + message
+
+
+# Keys
+
+KEY_0 = "syncserver.toml: [backend] api_keys[0]: "
+
+
+def key_file(text: str, mode: int = 0o600) -> None:
+    Path("key").write_text(text)
+    Path("key").chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", f"empty; {MAKE_ONE}"),
+        ("x" * 31, f"shorter than 32 characters; {MAKE_ONE}"),
+        ("x" * 1025, f"longer than 1024 characters; {MAKE_ONE}"),
+        ("x" * 32 + " ", f"holds characters other than visible ASCII; {MAKE_ONE}"),
+        ("ü" * 32, f"holds characters other than visible ASCII; {MAKE_ONE}"),
+        ("env:NONE", "NONE is not set in the environment; set it, or take the key out"),
+        ("env:SHORT", f"SHORT is refused: shorter than 32 characters; {MAKE_ONE}"),
+        ("env:EMPTY", f"EMPTY is refused: empty; {MAKE_ONE}"),
+        ("file:none", "none cannot be read: No such file or directory"),
+        ("file:.", ". cannot be read: Is a directory"),
+    ],
+)
+def test_a_weak_or_missing_key_is_refused(write: Write, key: str, message: str) -> None:
+    path = write(f'[backend]\napi_keys = ["{key}"]')
+    assert refusal(path, {"SHORT": "x", "EMPTY": ""}) == KEY_0 + message
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "message"),
+    [
+        ("", 0o600, f"key is refused: empty; {MAKE_ONE}"),
+        ("\n", 0o600, f"key is refused: empty; {MAKE_ONE}"),
+        ("short\n", 0o600, f"key is refused: shorter than 32 characters; {MAKE_ONE}"),
+        ("x" * 2000, 0o600, f"key is refused: longer than 1024 characters; {MAKE_ONE}"),
+        (f"{KEY}\n{KEY}", 0o600, "key is refused: holds characters other than visible ASCII;"),
+        (KEY, 0o644, "key is open to other users; chmod 600 it"),
+        (KEY, 0o640, "key is open to other users; chmod 600 it"),
+        (KEY, 0o602, "key is open to other users; chmod 600 it"),
+    ],
+)
+def test_a_key_file_is_private_and_holds_one_key(
+    write: Write, text: str, mode: int, message: str
+) -> None:
+    path = write('[backend]\napi_keys = ["file:key"]')
+    key_file(text, mode)
+    assert refusal(path, {}).startswith(KEY_0 + message)
+
+
+def test_a_key_shows_itself_only_when_asked(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    config = load(write(f'[backend]\napi_keys = ["{KEY}"]'), {})
+    (key,) = config.backend.api_keys
+    logging.getLogger("test").warning("%s %r %s", key, key, config)
+    shown = f"{config} {config!r} {key} {[key]} {asdict(config.backend)} {caplog.text}"
+    assert KEY not in shown
+    assert key.reveal() == KEY.encode()
+
+
+def test_a_key_is_equal_to_itself_and_to_copies(write: Write) -> None:
+    key = Secret(KEY)
+    assert key == Secret(KEY) == copy.deepcopy(key) == pickle.loads(pickle.dumps(key))
+    assert key not in {Secret(KEY + "x"), KEY, KEY.encode()}
+
+
+def test_no_refusal_holds_the_key(write: Write) -> None:
+    secret = "hunter2-hunter2"
+    key_file(secret)
+    for text in (secret, "file:key", "env:K"):
+        message = refusal(write(f'[backend]\napi_keys = ["{text}"]'), {"K": secret})
+        assert secret not in message
+
+
+# The daemon's own key
+
+
+def test_a_key_is_made_once_and_kept_in_a_private_file(tmp_path: Path, write: Write) -> None:
+    first = load(None, environ(tmp_path)).backend
+    path = tmp_path / "state" / "api-key"
+    assert first.key_file == str(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [key.reveal() for key in first.api_keys] == [path.read_bytes().strip()]
+    assert load(write("[frontend]\nport = 0"), environ(tmp_path)).backend == first
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_two_installations_have_different_keys(tmp_path: Path) -> None:
+    keys = {load(None, environ(tmp_path / name)).backend.api_keys for name in "ab"}
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"SYNCSERVER_STATE_DIR": "own", "XDG_STATE_HOME": "xdg", "HOME": "home"}, "own"),
+        ({"SYNCSERVER_STATE_DIR": "", "XDG_STATE_HOME": "xdg", "HOME": "home"}, "xdg/syncserver"),
+        ({"HOME": "home"}, "home/.local/state/syncserver"),
+    ],
+)
+def test_the_key_is_kept_where_the_environment_says(
+    tmp_path: Path, variables: dict[str, str], place: str
+) -> None:
+    env = {name: str(tmp_path / value) if value else "" for name, value in variables.items()}
+    assert load(None, env).backend.key_file == str(tmp_path / place / "api-key")
+
+
+def test_a_relative_xdg_directory_is_passed_over_as_its_specification_says(tmp_path: Path) -> None:
+    env = {"XDG_STATE_HOME": "state", "HOME": str(tmp_path)}
+    place = tmp_path / ".local/state/syncserver/api-key"
+    assert load(None, env).backend.key_file == str(place)
+
+
+def test_without_a_place_for_the_key_the_start_is_refused() -> None:
+    assert refusal(None, {}) == (
+        "environment: HOME is not set, so a key cannot be kept; set SYNCSERVER_STATE_DIR or"
+        " backend.api_keys"
+    )
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+    assert refusal(None, environ(tmp_path)) == (
+        f"{tmp_path}/state/api-key: a key cannot be kept here: File exists; set"
+        " backend.api_keys, or SYNCSERVER_STATE_DIR to a directory of your own"
+    )
+
+
+def test_a_place_where_others_may_put_a_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    assert refusal(None, environ(tmp_path)) == (
+        f"{tmp_path}/state: other users could put a key here; chmod 700 it"
+    )
+
+
+def test_a_kept_key_that_was_opened_to_others_is_refused(tmp_path: Path) -> None:
+    load(None, environ(tmp_path))
+    (tmp_path / "state" / "api-key").chmod(0o644)
+    assert refusal(None, environ(tmp_path)) == (
+        f"{tmp_path}/state/api-key is open to other users; chmod 600 it"
+    )
+
+
+def test_a_wide_umask_does_not_open_the_key(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        load(None, environ(tmp_path))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "state" / "api-key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+RACER = """
+import os, sys
+from syncserver.configfile import load
+print("ready", flush=True)
+sys.stdin.readline()
+print(load(None, os.environ).backend.api_keys[0].reveal().decode())
+"""
+
+
+def test_starts_at_the_same_time_agree_on_one_key(tmp_path: Path) -> None:
+    env = os.environ | environ(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    keys = {racer.communicate(timeout=30)[0].strip() for racer in racers}
+    path = tmp_path / "state" / "api-key"
+    assert keys == {path.read_text().strip()}
+    assert list(path.parent.iterdir()) == [path]
+
+
+# The reference
+
+
+def test_the_reference_names_every_setting_with_its_default() -> None:
+    page = (ROOT / "docs/reference/settings.rst").read_text("utf-8")
+    entries = dict(re.findall(r"(?m)^``([a-zA-Z_.]+)``\n((?:    .*\n)+)", page))
+    limits = {f"limits.{name}": value for name, value in asdict(Limits()).items()}
+    assert {name for name in entries if name.startswith("limits.")} == limits.keys()
+    for name, default in limits.items():
+        assert f"default ``{default}``" in entries[name]
+    doors = {
+        f"{name}.{field.name}" for name in ("frontend", "backend") for field in fields(Backend)
+    }
+    doors |= {"frontend.allowed_origins", "engine", "insecure", "models.NAME.key"}
+    doors -= {"frontend.api_keys", "frontend.key_file", "backend.key_file"}
+    assert doors <= entries.keys()
+
+
+def test_the_example_of_the_how_to_is_whole() -> None:
+    assert set(tomllib.loads(example())) == {"frontend", "backend", "limits", "models", "services"}
