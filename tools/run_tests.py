@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 JAVASCRIPT = ROOT / "clients" / "javascript"
 NODE_MAJOR = 20
+NODE_OPTIONS = f"{os.environ.get('NODE_OPTIONS', '')} --test-reporter=spec".lstrip()
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -25,7 +26,7 @@ class Skipped(Exception):
 
 def run(*command: str, cwd: Path = ROOT) -> bool:
     """Run a command in sight of the reader; the tests in Node start a daemon with this Python."""
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PYTHON": sys.executable, "NODE_OPTIONS": NODE_OPTIONS}
     return subprocess.run(command, cwd=cwd, env=environment, check=False).returncode == 0
 
 
