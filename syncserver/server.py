@@ -122,7 +122,7 @@ class Server:
         """Return what was started, for a person at a terminal."""
         config = self.config
         frontend, backend = config.frontend, config.backend
-        key = backend.key_file or f"{len(backend.api_keys)} from {config.source}"
+        key = f"in {backend.key_file}" if backend.key_file else f"{len(backend.api_keys)} given"
         lines = {
             "syncserver": f"{__version__}, settings from {config.source or 'none (defaults)'}",
             "frontend": f"ws://{_host(frontend.address)}:{self.frontend_port}/ws",
