@@ -57,7 +57,7 @@ $(VENV)/.run: $(VENV)/.made $(PROJECTS) $(DEMO_NEEDS)
 $(VENV)/.test: $(VENV)/.made $(PROJECTS) $(DEMO_NEEDS)
 	@echo 'Installing what the tests need (once) ...'
 	@$(PIP) $(INSTALL_ALL) '.[test]'
-	@touch $@
+	@touch $@ $(VENV)/.run
 
 $(VENV)/.made:
 	@test -n '$(PYTHON)' || { \

@@ -60,12 +60,18 @@ def copy_of_the_checkout(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*made)))
 
 
+def run_quietly(command: list[str]) -> None:
+    """Run a command whose output is of interest only if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}{done.stderr}\n{' '.join(command)} failed")
+
+
 def build(project: Path, out: Path) -> Path:
     """Build a wheel by way of an sdist; it must be the wheel that the checkout itself makes."""
     direct = out / "direct"
-    command = [sys.executable, "-m", "build", str(project), "--outdir"]
-    subprocess.run([*command, str(out)], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*command, str(direct), "--wheel"], check=True, stdout=subprocess.DEVNULL)
+    run_quietly([sys.executable, "-m", "build", str(project), "--outdir", str(out)])
+    run_quietly([sys.executable, "-m", "build", str(project), "--outdir", str(direct), "--wheel"])
     (wheel,) = out.glob("*.whl")
     if contents(wheel) != contents(direct / wheel.name):
         raise SystemExit(f"{wheel.name}: the sdist builds another wheel than the checkout")
@@ -158,7 +164,7 @@ def main() -> None:
         bin_folder = outside / "empty" / "bin"
         pip = [str(bin_folder / "python"), "-m", "pip", "install", "--quiet"]
         wheels = [str(server), str(client)]
-        subprocess.run([*pip, "--disable-pip-version-check", *wheels], cwd=outside, check=True)
+        run_quietly([*pip, "--disable-pip-version-check", *wheels])
         check_running(bin_folder, outside)
         print(f"{server.name} and {client.name}: built, installed, served, called, ended")
 
