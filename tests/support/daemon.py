@@ -64,15 +64,18 @@ class Peer:
     def __init__(self, connection: WebSocketClientConnection) -> None:
         self.connection = connection
         self.notices: list[Message] = []
+        self._ended = False
         self._numbers = itertools.count(1)
 
     async def read_text(self) -> str | bytes:
         """Return the next text; EOFError with code and reason at the end."""
-        async with asyncio.timeout(SECONDS):
-            text = await self.connection.read_message()
-        if text is None:
-            raise EOFError(self.connection.close_code, self.connection.close_reason)
-        return text
+        if not self._ended:
+            async with asyncio.timeout(SECONDS):
+                text = await self.connection.read_message()
+            if text is not None:
+                return text
+        self._ended = True
+        raise EOFError(self.connection.close_code, self.connection.close_reason)
 
     async def read(self) -> Message:
         """Return the next envelope."""
@@ -213,7 +216,7 @@ class Daemon:
     async def close(self) -> None:
         """Close all peers and the server."""
         for peer in self.peers:
-            peer.connection.close()
+            await peer.close()
         self._client.close()
         with contextlib.suppress(TimeoutError):
             await until(lambda: not self.frontend.sockets)
