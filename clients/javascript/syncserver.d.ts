@@ -42,9 +42,12 @@ export interface SocketLike {
   close(): void;
 }
 
-export type ServiceClass<S extends Service = Service> = new (name: string, server: SyncServer<any>) => S;
+export type ServiceClass<S extends Service = Service> =
+  new (name: string, server: SyncServer<any>) => S;
 export type ServiceClasses = Record<string, ServiceClass>;
-export type Services<C extends ServiceClasses> = { readonly [Name in keyof C]: InstanceType<C[Name]> };
+export type Services<C extends ServiceClasses> = {
+  readonly [Name in keyof C]: InstanceType<C[Name]>;
+};
 
 export interface SyncServerOptions<C extends ServiceClasses = ServiceClasses> {
   services?: C;
@@ -82,7 +85,8 @@ export interface Parcel {
   readonly sent: boolean;
 }
 
-export class SyncServer<C extends ServiceClasses = ServiceClasses> extends Emitter<SyncServerEvents> {
+export class SyncServer<C extends ServiceClasses = ServiceClasses>
+  extends Emitter<SyncServerEvents> {
   constructor(url: string | URL, options?: SyncServerOptions<C>);
   readonly url: string;
   readonly services: Services<C>;
@@ -132,7 +136,8 @@ export class RPCService<Events extends object = RPCEvents> extends Service<Event
   /** Adds to this very class and returns it, with the methods in its type. */
   static addRPCMethods<Names extends string, Class extends new (...args: any[]) => any>(
     this: Class, names: readonly Names[],
-  ): Class & (new (name: string, server: SyncServer<any>) => InstanceType<Class> & RPCMethods<Names>);
+  ): Class &
+    (new (name: string, server: SyncServer<any>) => InstanceType<Class> & RPCMethods<Names>);
   call<Answer = any>(command: string, params?: Record<string, JsonLike>): Promise<Answer>;
   request(
     command: string,

@@ -207,6 +207,7 @@ export class SyncServer extends Emitter {
     const { attempt, delay } = this.#scheduleReconnect(code, reason);
     const cancel = this.#cancelReconnect;
     this.#tellServices("disconnected", { code, reason }, false);
+    if (!this.isActive) return; // closed by a listener, and told
     this.emit("close", { code, reason, willReconnect: true });
     if (this.#state === "waiting" && cancel === this.#cancelReconnect) {
       this.emit("reconnecting", { attempt, delay });
@@ -770,10 +771,9 @@ export class DataSync extends RPCService {
     const deltas = this.#gathered;
     this.#gathered = [];
     const subscriptions = [...this.#held.values()].map((hold) => hold.subscription);
-    const processors = new Set([this.processor, ...subscriptions.map((s) => s.processor)]);
-    processors.delete(null);
+    const processors = new Set([this, ...subscriptions].map((holder) => holder.processor));
     for (const delta of deltas) {
-      for (const processor of processors) shielded(() => processor.processDelta(delta));
+      for (const processor of processors) shielded(() => processor?.processDelta(delta));
       for (const emitter of [this, ...subscriptions]) emitter.emit("delta", delta);
     }
   }

@@ -6,7 +6,8 @@ import { FakeClock, recorder, settled } from "./support.js";
 const row = (id, extra) => ({ id, ...extra });
 const insert = (data, version) => ({ type: "insert", data, version });
 const remove = (data, version) => ({ type: "delete", data, version });
-const update = (newData, version, oldData = newData) => ({ type: "update", newData, oldData, version });
+const update = (newData, version, oldData = newData) =>
+  ({ type: "update", newData, oldData, version });
 
 /** A holder of one item and the collection over it. */
 function single(item = null, options = {}) {

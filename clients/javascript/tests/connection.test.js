@@ -215,6 +215,18 @@ test("a close listener may close or connect; nothing is announced that will not 
   assert.equal(second.sockets.length, 2);
 });
 
+test("a service may close when its connection goes, which is told once", () => {
+  class Closing extends Service {
+    connectionClosed(_error, final) {
+      if (!final) this.server.close();
+    }
+  }
+  const { socket, events, clock } = rig({ closing: Closing });
+  socket.lose();
+  assert.deepEqual(events, [["close", { code: 1000, reason: "", willReconnect: false }]]);
+  assert.deepEqual(clock.pending, []);
+});
+
 test("events of a socket that was given up are not heard", () => {
   const { server, socket, sockets, events } = rig({ raw: Service });
   socket.open();

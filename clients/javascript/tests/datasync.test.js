@@ -14,7 +14,8 @@ function open() {
   const tasks = new ArrayCollection();
   datasync.processor = new CollectionDeltaProcessor({ Task: tasks });
   r.socket.open();
-  return Object.assign(r, { datasync, tasks, receive: (...m) => r.socket.receive("datasync", ...m) });
+  const receive = (...messages) => r.socket.receive("datasync", ...messages);
+  return Object.assign(r, { datasync, tasks, receive });
 }
 
 /** A rig with live subscriptions on tokens; `at` is the position of each. */
@@ -259,7 +260,8 @@ test("on a final close what is live waits for connect, what is not yet is reject
   await assert.rejects(r.datasync.acquire("v"), { code: "closed" });
   assert.equal(r.subscription.state, "suspended");
   r.server.connect();
-  assert.deepEqual(r.socket.open().calls, [["acquireSubscription", { token: "t", position: "at" }]]);
+  assert.deepEqual(r.socket.open().calls,
+    [["acquireSubscription", { token: "t", position: "at" }]]);
 });
 
 test("closing inside a delta listener leaves the rest of the batch and its position right",
@@ -508,7 +510,8 @@ test("processors of subscriptions get the deltas while theirs is held, each once
   r.datasync.processor = processor;
   r.datasync.acquire("a", { processor }).catch(() => {});
   r.socket.answer({ position: "p" });
-  const acquired = r.datasync.acquire("b", { processor: { processDelta: (d) => mine.push(d.data.id) } });
+  const own = { processDelta: (d) => mine.push(d.data.id) };
+  const acquired = r.datasync.acquire("b", { processor: own });
   r.receive(delta(1));
   r.socket.answer({ position: "p" });
   const b = await acquired;

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { World } from "./simulation.js";
 import { randomFrom, settled } from "./support.js";
 
-const SEEDS = Number(process.env.SEEDS ?? 60);
+const SEEDS = Number(process.env.SEEDS ?? 150);
 const byId = (rows) => [...rows].sort((a, b) => a.id - b.id);
 
 /** Lives through a world and returns it at rest. */

@@ -93,7 +93,8 @@ test("after a reconnect it subscribes again by itself", async () => {
   pubsub.unsubscribe("c").catch(() => {});
   await assert.rejects(left, { code: "cancelled" });
   const socket = r.reconnect();
-  assert.deepEqual(socket.calls, [["subscribe", { channel: "a" }], ["subscribe", { channel: "b" }]]);
+  assert.deepEqual(socket.calls,
+    [["subscribe", { channel: "a" }], ["subscribe", { channel: "b" }]]);
   assert.equal(await outcomeOf(asked), "pending");
   socket.answer(null, 1);
   await asked;
