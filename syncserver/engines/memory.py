@@ -82,7 +82,7 @@ class MemoryEngine(Engine):
     async def renew_grants(self, tokens: Iterable[str], seconds: float) -> list[str]:
         gone = []
         for token in tokens:
-            held = self._grants.get(token)
+            held = self._alive(token)
             if held is None or held.revoked:
                 gone.append(token)
             else:
@@ -90,7 +90,7 @@ class MemoryEngine(Engine):
         return gone
 
     async def release_grant(self, token: str, take: int, seconds: float) -> None:
-        held = self._grants.get(token)
+        held = self._alive(token)
         if held is None or held.takes != take or held.revoked:
             return
         held.held = False
@@ -100,7 +100,7 @@ class MemoryEngine(Engine):
             del self._grants[token]
 
     async def revoke_grant(self, token: str, seconds: float) -> bool:
-        held = self._grants.get(token)
+        held = self._alive(token)
         if held is None or held.revoked:
             return False
         held.revoked = True
@@ -141,9 +141,13 @@ class MemoryEngine(Engine):
             log = self._logs[stream] = _Log(self._limits)
         return log
 
-    def _grant(self, token: str) -> _HeldGrant:
+    def _alive(self, token: str) -> _HeldGrant | None:
         held = self._grants.get(token)
-        if held is None or held.deadline <= self._clock():
+        return held if held is not None and held.deadline > self._clock() else None
+
+    def _grant(self, token: str) -> _HeldGrant:
+        held = self._alive(token)
+        if held is None:
             raise GrantMissing
         if held.revoked:
             raise GrantRevoked
@@ -279,4 +283,5 @@ class _Log:
         news, self.news = self.news, []
         if news:
             for listener in tuple(self.followers):
-                listener.entries_arrived(news)
+                if listener in self.followers:  # not stopped by one that was told before it
+                    listener.entries_arrived(news)

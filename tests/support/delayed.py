@@ -51,7 +51,13 @@ class Delayed(Engine):
 
     async def follow(self, stream: str, after: Position, listener: Listener) -> Callable[[], None]:
         late = LateListener(listener, self._rng, self._most)
-        return await self._delayed(self._engine.follow(stream, after, late))
+        stop = await self._delayed(self._engine.follow(stream, after, late))
+
+        def stop_both() -> None:
+            stop()
+            late.stop()
+
+        return stop_both
 
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
         await self._delayed(self._engine.put_grant(token, grant, seconds))
@@ -81,6 +87,7 @@ class LateListener:
         self._most = most
         self._late: deque[Entry] = deque()
         self._armed = False
+        self._stopped = False
 
     def entries_arrived(self, entries: Sequence[Entry]) -> None:
         self._late.extend(entries)
@@ -88,8 +95,14 @@ class LateListener:
             self._armed = True
             self._wait(self._rng.randrange(self._most + 1))
 
+    def stop(self) -> None:
+        """Tell nothing more, not even what is late."""
+        self._stopped = True
+
     def _wait(self, turns: int) -> None:
         loop = asyncio.get_running_loop()
+        if self._stopped:
+            return
         if turns:
             loop.call_soon(self._wait, turns - 1)
             return
