@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 logger = logging.getLogger("syncserver.wheel")
@@ -43,10 +44,9 @@ class Wheel:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Alarm:
         """Call ``callback`` after at least ``seconds`` and at most one tick more."""
         alarm = Alarm(callback)
-        ticks = int(seconds / self._tick_seconds) + 1
+        after_next_tick = seconds - self._until_next_tick()
+        ticks = 1 + max(0, math.ceil(after_next_tick / self._tick_seconds))
         self._slots.setdefault(self._now + ticks, []).append(alarm)
-        if self._timer is None:
-            self._arm()
         return alarm
 
     def close(self) -> None:
@@ -55,6 +55,12 @@ class Wheel:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _until_next_tick(self) -> float:
+        if self._timer is None:
+            self._arm()
+            return self._tick_seconds
+        return self._timer.when() - asyncio.get_running_loop().time()
 
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()
@@ -68,5 +74,5 @@ class Wheel:
                 alarm.ring()
             except Exception:
                 logger.exception("An alarm failed")
-        if self._slots:
+        if self._slots and self._timer is None:  # an alarm that set another has armed it
             self._arm()
