@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncserver import canonical, strict_json
-from syncserver.delta import Delta
+from syncserver.delta import Delta, Row
 
 logger = logging.getLogger("syncserver.entries")
 
@@ -52,6 +52,8 @@ class Unreadable:
     """Something that this version did not write; it is passed over."""
 
 
+_ROWS = (dict, type(None))
+
 Value = Batch | TakenOver | Revoked | RefetchRequested | Unreadable
 
 
@@ -69,7 +71,7 @@ def decode(data: bytes) -> Value:
     """Read the bytes of an entry; never fails."""
     try:
         return _decode(data)
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         logger.exception("An entry of %s bytes is not one of ours", len(data))
         return Unreadable()
 
@@ -82,19 +84,35 @@ def _decode(data: bytes) -> Value:
             return TakenOver(token, take)
         case {"revoked": str(token)}:
             return Revoked(token)
-        case {"refetch": {"model": model, "items": [*items]}}:
-            pairs = frozenset((dealer, canonical.key(query)) for dealer, query in items)
-            return RefetchRequested(model, pairs)
+        case {"refetch": {"model": str() | None as model, "items": [*items]}}:
+            return RefetchRequested(model, frozenset(map(_pair, items)))
         case _:
             raise ValueError("unknown kind of entry")
 
 
+def _pair(item: list[Any]) -> tuple[str, bytes]:
+    match item:
+        case [str(dealer), query]:
+            return dealer, canonical.key(query)
+        case _:
+            raise ValueError("no pair of dealer and query")
+
+
 def _delta(wire: dict[str, Any]) -> Delta:
+    old: Row | None = None
+    new: Row | None = None
     match wire["type"]:
         case "insert":
-            old, new = None, wire["data"]
+            new = wire["data"]
         case "delete":
-            old, new = wire["data"], None
-        case _:
+            old = wire["data"]
+        case "update":
             old, new = wire["oldData"], wire["newData"]
-    return Delta(wire["model"], old, new, wire.get("version"))
+        case _:
+            raise ValueError("unknown kind of delta")
+    model, version = wire["model"], wire.get("version")
+    if type(old) not in _ROWS or type(new) not in _ROWS or old is new:  # the same: both None
+        raise ValueError("a row that is none")
+    if type(model) is not str or (version is not None and type(version) is not int):
+        raise ValueError("a model or version that is none")
+    return Delta(model, old, new, version)

@@ -57,11 +57,13 @@ class Reorder:
     def settle(self, value: Value) -> Value:
         """Return an entry with its late deltas rewritten; call it once for each, in order."""
         if isinstance(value, Batch) and any(delta.version is not None for delta in value.deltas):
-            return Batch(tuple(self._settled(value.deltas)))
+            self._forget()
+            settled = Batch(tuple(self._settled(value.deltas)))
+            self._forget()
+            return settled
         return value
 
     def _settled(self, deltas: Sequence[Delta]) -> Iterator[Delta]:
-        self._forget()
         for delta in deltas:
             row = delta.new if delta.new is not None else delta.old
             field = self._key_of(delta.model)
