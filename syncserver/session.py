@@ -146,7 +146,7 @@ class Session(Client):
 
     def put(self, frame: wire.Frame) -> None:
         """Add a frame to the outbox; synchronous, never fails, may end the session with 4008."""
-        if not self.open:
+        if not self.open or not frame.texts:
             return
         if self.pending and self.pending + frame.size > self._limits.max_outbox_bytes:
             self.abort(CloseCode.SLOW)
@@ -156,12 +156,14 @@ class Session(Client):
         if not self._scheduled:
             self._schedule()
 
-    async def writable(self) -> bool:
-        """Wait until the outbox is half empty; False if the session ended instead.
+    async def writable(self, size: int = 0) -> bool:
+        """Wait until half of the outbox has room for ``size`` bytes, or all of it is empty.
 
-        A peer that takes longer than ``stall_seconds`` is cut off.
+        False if the session ended instead. A peer that takes longer than ``stall_seconds`` is
+        cut off.
         """
-        while self.open and self.pending > self._limits.max_outbox_bytes // 2:
+        half = self._limits.max_outbox_bytes // 2
+        while self.open and self.pending and self.pending + size > half:
             if self._writable is None:
                 self._writable = asyncio.get_running_loop().create_future()
             waiting = asyncio.shield(self._writable)
@@ -201,16 +203,21 @@ class Session(Client):
     def flush(self) -> None:
         """Hand the outbox to the transport in one write; called by the flusher alone."""
         self._scheduled = False
-        if self._outbox and (self._closing or not self._in_flight):
-            frames, self._outbox = self._outbox, []
-            self._in_flight += sum(frame.size for frame in frames)
-            if self._transport.write(frames):
-                self.pending -= self._in_flight
-                self._in_flight = 0
-                self._wake()
-        if self._closing:
-            (code, reason), self._closing = self._closing, None
-            self._transport.close(code, reason)
+        try:
+            if self._outbox and (self._closing or not self._in_flight):
+                self._write()
+        finally:
+            if self._closing:
+                (code, reason), self._closing = self._closing, None
+                self._transport.close(code, reason)
+
+    def _write(self) -> None:
+        frames, self._outbox = self._outbox, []
+        self._in_flight += sum(frame.size for frame in frames)
+        if self._transport.write(frames):
+            self.pending -= self._in_flight
+            self._in_flight = 0
+            self._wake()
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -235,7 +242,7 @@ class Session(Client):
             waiting.set_result(None)
 
     def _pump(self) -> None:
-        while self._inbox and self._running is None:
+        while self.open and self._inbox and self._running is None:
             size, message = self._inbox.popleft()
             self._inbox_bytes -= size
             self._handle(message)
