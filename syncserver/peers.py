@@ -157,7 +157,7 @@ class Peers:
         """
         told = stream.cursor
         while True:
-            ahead = told.offset + limits.resume_max_entries // 4
+            ahead = told.offset + max(1, limits.resume_max_entries // 4)
             await stream.reached(told._replace(offset=ahead), limits.position_seconds)
             told = stream.cursor
             for number, peer in enumerate(self):
