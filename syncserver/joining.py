@@ -26,6 +26,7 @@ from syncserver.errors import (
 )
 from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
+from syncserver.protocols.base import Frame
 from syncserver.stream import Record, Stream
 from syncserver.views import FrameCache, Views
 
@@ -67,13 +68,15 @@ class Joining:
                 _look_again(subscription)
                 continue
             for record in chunk:
+                await subscription.peer.session.writable(record.size)
+                _look_again(subscription)
                 self._replay(subscription, record)
                 position = record.position
                 replayed += 1
             if replayed > self._limits.resume_max_entries:
                 raise Refetch(RefetchReason.TOO_FAR)
             if position != self._stream.cursor:
-                await self._breathe(subscription)
+                await asyncio.sleep(0)
                 _look_again(subscription)
         self._peers.settle(subscription, position)
 
@@ -87,11 +90,6 @@ class Joining:
         """Wait for a node that is behind: the engine has confirmed the position."""
         if not await self._stream.reached(position, _AHEAD_SECONDS):
             raise Unavailable
-
-    async def _breathe(self, subscription: Subscription) -> None:
-        """Let others run, and a peer read before it is sent more."""
-        await asyncio.sleep(0)
-        await subscription.peer.session.writable()
 
     def _replay(self, subscription: Subscription, record: Record[entries.Value]) -> None:
         match record.value:
@@ -110,6 +108,7 @@ class Joining:
     def _replay_batch(self, subscription: Subscription, deltas: tuple[Delta, ...]) -> None:
         frames = FrameCache(self._service, deltas)
         session = subscription.peer.session
+        texts: list[bytes] = []
         for view in subscription.views:
             try:
                 seen = self._views.replay(view, deltas)
@@ -117,7 +116,8 @@ class Joining:
                 logger.exception("A dealer of %s failed in a replay", view.model)
                 raise Refetch(RefetchReason.FILTER_FAILED) from None
             if seen:
-                session.put(frames.frame(session.protocol, view.tag, seen))
+                texts += frames.frame(session.protocol, view.tag, seen).texts
+        session.put(Frame(tuple(texts)))  # in one: an empty outbox takes it, whatever its size
 
 
 def _look_again(subscription: Subscription) -> None:

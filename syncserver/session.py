@@ -114,6 +114,7 @@ class Session(Client):
         self._running: asyncio.Future[None] | None = None
         self._outbox: list[wire.Frame] = []
         self._in_flight = 0
+        self._oversize = 0
         self._scheduled = False
         self._closing: tuple[int, str] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -148,7 +149,10 @@ class Session(Client):
         """Add a frame to the outbox; synchronous, never fails, may end the session with 4008."""
         if not self.open or not frame.texts:
             return
-        if self.pending and self.pending + frame.size > self._limits.max_outbox_bytes:
+        bound = self._limits.max_outbox_bytes
+        if not self.pending:  # one frame of any size is taken, and what is small after it
+            self._oversize = frame.size if frame.size > bound else 0
+        elif self.pending + frame.size > bound + self._oversize:
             self.abort(CloseCode.SLOW)
             return
         self.pending += frame.size

@@ -15,7 +15,7 @@ def origin_allowed(origin: str, allowed: Iterable[str]) -> bool:
     any port or none, ``*`` alone any origin.
     """
     origin = origin.lower()
-    for entry in allowed:
+    for entry in map(str.lower, allowed):
         if entry in ("*", origin):
             return True
         if entry.endswith(_ANY_PORT) and _without_port(origin) == entry.removesuffix(_ANY_PORT):

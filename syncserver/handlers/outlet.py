@@ -56,11 +56,11 @@ class Outlet:
         self._handler = handler
         self._drained = drained
         self._stream = _plain_stream(handler)
-        if self._stream is not None and self._stream.socket is not None:
+        plain = getattr(getattr(handler.ws_connection, "stream", None), "socket", None)
+        if plain is not None:
             with contextlib.suppress(OSError):  # the peer is gone already
-                options = self._stream.socket.setsockopt
-                options(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                options(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
 
     def write(self, frames: Sequence[Frame]) -> bool:
         """Send frames; False if some are still to leave. A closed socket swallows them."""
@@ -81,11 +81,19 @@ class Outlet:
         if self._stream is not None:
             return self._stream.write(b"".join([frame.rendered(text_frames) for frame in frames]))
         writes = [self._handler.write_message(text) for frame in frames for text in frame.texts]
+        for write in writes:
+            write.add_done_callback(_note_exception)
         return writes[-1]
 
     def _left(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and future.exception() is None:
             self._drained()
+
+
+def _note_exception(future: asyncio.Future[None]) -> None:
+    """Keep asyncio from logging that nobody asked why a write to a closed socket failed."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _plain_stream(handler: WebSocketHandler) -> IOStream | None:

@@ -83,10 +83,17 @@ class WebSocketHandler(tornado.websocket.WebSocketHandler):
         return origin_allowed(origin, self._allowed_origins)
 
     def prepare(self) -> Awaitable[None] | None:
-        """Send new clients elsewhere while the server is closing."""
+        """Send new clients elsewhere while the server is closing; ask the list of origins.
+
+        Tornado asks ``check_origin`` only where Origin and Host differ, but a page whose name
+        was made to point here (DNS rebinding) has the same in both.
+        """
+        origin = self.request.headers.get("Origin")
         if self._registry.draining:
             self.set_header("Retry-After", "1")
             self.send_error(503)
+        elif self._allowed_origins is not None and origin and not self.check_origin(origin):
+            self.send_error(403)
         return None
 
     def open(self, *args: str, **kwargs: str) -> None:
