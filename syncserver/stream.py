@@ -12,6 +12,7 @@ functions on the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import logging
@@ -132,6 +133,10 @@ class Stream(Generic[T]):
             await asyncio.wait_for(future, seconds)
         except TimeoutError:
             return False
+        finally:
+            if future.cancelled():
+                self._waiting = [one for one in self._waiting if one[2] is not future]
+                heapq.heapify(self._waiting)
         return True
 
     def entries_arrived(self, entries: Sequence[Entry]) -> None:
@@ -162,9 +167,11 @@ class Stream(Generic[T]):
             self._catching_up = asyncio.ensure_future(self._catch_up())
 
     async def _open(self) -> None:
-        self.cursor = await self._engine.head(self.name)
-        self._tail_first = self.cursor.offset + 1
-        self._stop = await self._engine.follow(self.name, self.cursor, self)
+        while self._stop is None:
+            self.cursor = await self._engine.head(self.name)
+            self._tail_first = self.cursor.offset + 1
+            with contextlib.suppress(PositionLost):  # trimmed since: look again
+                self._stop = await self._engine.follow(self.name, self.cursor, self)
 
     def _accept(self, entry: Entry) -> bool:
         cursor, position = self.cursor, entry.position
@@ -225,29 +232,35 @@ class Stream(Generic[T]):
         try:
             while self._again:
                 self._again = False
-                await self._read_to_head()
-        except Exception:
-            logger.exception("Cannot catch up %s", self.name)
+                if not await self._caught_up():
+                    self._again = True
+                    await asyncio.sleep(_RETRY_SECONDS)
         finally:
             self._catching_up = None
 
-    async def _read_to_head(self) -> None:
+    async def _caught_up(self) -> bool:
+        try:
+            return await self._read_to_head()
+        except Unavailable:
+            return False
+        except Exception:
+            logger.exception("Cannot catch up %s", self.name)
+            return False
+
+    async def _read_to_head(self) -> bool:
+        """Deliver what follows the cursor; False if the log does not follow itself."""
         while True:
             try:
                 entries = await self._engine.read(self.name, self.cursor, _CATCH_UP_ENTRIES)
             except PositionLost as lost:
                 await self._begin_anew(lost.reason)
-                return
-            except Unavailable:
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
+                return True
             if not entries:
-                return
-            for entry in entries:
-                if not self._accept(entry):
-                    self._again = True
-                    return
+                return True
+            whole = all(map(self._accept, entries))
             self._turn_ended()
+            if not whole:
+                return False
             await asyncio.sleep(0)
 
     async def _begin_anew(self, reason: RefetchReason) -> None:

@@ -106,7 +106,10 @@ class Engine(ABC):
 
     @abstractmethod
     async def follow(self, stream: str, after: Position, listener: Listener) -> Callable[[], None]:
-        """Tell ``listener`` all that follows ``after``, until the result is called."""
+        """Tell ``listener`` all that follows ``after``, until the result is called.
+
+        PositionLost if there is a hole, as in ``read``. A call that is cancelled follows nothing.
+        """
 
     @abstractmethod
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
@@ -123,7 +126,10 @@ class Engine(ABC):
 
     @abstractmethod
     async def renew_grants(self, tokens: Iterable[str], seconds: float) -> list[str]:
-        """Keep held grants for so long from now; return the tokens that are no more."""
+        """Keep held grants for so long from now; return the tokens that are no more.
+
+        Those are the tokens without a grant, expired ones among them, and the revoked ones.
+        """
 
     @abstractmethod
     async def release_grant(self, token: str, take: int, seconds: float) -> None:
