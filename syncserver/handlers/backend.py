@@ -11,6 +11,7 @@ import hmac
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -27,6 +28,7 @@ logger = logging.getLogger("syncserver.backend")
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _DRAIN_RETRY_SECONDS = 1
+_DROPPED_BODIES = 4
 
 
 class BackendClient(Client):
@@ -68,6 +70,7 @@ class BackendHTTPHandler(RequestHandler):
         if not all(self._api_keys) or not self._api_keys:
             raise ValueError("BackendHTTPHandler needs an api_key")
         self._body = bytearray()
+        self._received = 0
         self._refused: HTTPError | None = None
 
     def check_api_key(self) -> None:
@@ -81,22 +84,31 @@ class BackendHTTPHandler(RequestHandler):
             raise HTTPError(401, "Invalid API key")
 
     def prepare(self) -> None:
-        """Refuse what can be refused by its head; its body is dropped, not kept."""
+        """Refuse what can be refused by its head; its body is dropped, not kept.
+
+        It is read all the same, up to a few times of what is allowed: who is still sending may
+        not read an answer before the connection is reset.
+        """
+        connection: Any = self.request.connection
+        connection.set_max_body_size(sys.maxsize)  # the bounds are kept here, where they answer
         try:
             self._check_head()
         except HTTPError as error:
             self._refused = error
+        if self._refused and (self._is_far_too_large(self._length()) or self._waits_for_go()):
+            self.send_error(self._refused.status_code)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body, as far as it may go."""
+        self._received += len(chunk)
         if self._refused is None:
             self._body += chunk
-            if len(self._body) > self._limits.max_body_bytes:
+            if self._received > self._limits.max_body_bytes:
                 self._refused = HTTPError(413)
         if self._refused is not None:
             self._body.clear()
-            if self._refused.status_code == 413 and not self._finished:
-                self.send_error(413)
+            if self._is_far_too_large(self._received) and not self._finished:
+                self.send_error(self._refused.status_code)
         return None
 
     async def post(self, *args: str, **kwargs: str) -> None:
@@ -138,7 +150,7 @@ class BackendHTTPHandler(RequestHandler):
         pending = self._registry.dispatch(client, message)
         task = asyncio.ensure_future(pending) if inspect.isawaitable(pending) else None
         try:
-            return await asyncio.wait_for(client.answer, self._limits.call_seconds)
+            return await asyncio.wait_for(asyncio.shield(client.answer), self._limits.call_seconds)
         except TimeoutError:
             raise CommandTimeout from None
         finally:
@@ -157,8 +169,19 @@ class BackendHTTPHandler(RequestHandler):
             raise HTTPError(415)
         if "Content-Encoding" in self.request.headers:
             raise HTTPError(415)
-        if int(self.request.headers.get("Content-Length") or 0) > self._limits.max_body_bytes:
+        if self._length() > self._limits.max_body_bytes:
             raise HTTPError(413)
+
+    def _length(self) -> int:
+        """Return how long the body says it is; Tornado refuses what is no number."""
+        text = self.request.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdecimal() else 0
+
+    def _is_far_too_large(self, length: int) -> bool:
+        return length > _DROPPED_BODIES * self._limits.max_body_bytes
+
+    def _waits_for_go(self) -> bool:
+        return self.request.headers.get("Expect", "").lower() == "100-continue"
 
     def _idempotency_key(self) -> str | None:
         given = self.request.headers.get_list("Idempotency-Key")
