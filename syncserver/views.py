@@ -213,8 +213,12 @@ class Views:
     def _forget(self, item: SubscriptionItem) -> None:
         del self._item_uses[item], self._items[item.dealer, item.key]
         dealer = self.dealers.get(item.dealer)
-        if dealer is not None:
+        if dealer is None:
+            return
+        try:
             dealer.remove_subscription_item(item)
+        except Exception:
+            logger.exception("Dealer %s failed to forget an item", dealer.name)
 
 
 class FrameCache:
