@@ -5,10 +5,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver import canonical, strict_json
+
+pytestmark = pytest.mark.core
 
 SAME = [
     ("1", "1.0"),
@@ -84,13 +86,11 @@ def same(one: Any, other: Any) -> bool:
 
 
 @given(VALUES, VALUES)
-@settings(max_examples=100)
 def test_keys_are_equal_exactly_when_the_values_are(one: Any, other: Any) -> None:
     assert (canonical.key(one) == canonical.key(other)) == same(one, other)
 
 
 @given(VALUES)
-@settings(max_examples=50)
 def test_the_key_of_a_key_is_the_key(value: Any) -> None:
     key = canonical.key(value)
     assert canonical.key(json.loads(key)) == key

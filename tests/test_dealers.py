@@ -16,6 +16,8 @@ from syncserver.dealers import (
 from syncserver.delta import Delta, Row
 from syncserver.errors import InvalidQuery
 
+pytestmark = pytest.mark.core
+
 
 class PlainDealer(Dealer):
     """Written as the documentation of Snorky shows: three methods, an own constructor."""

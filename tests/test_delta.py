@@ -3,10 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver.delta import Delta, InvalidDelta
+
+pytestmark = pytest.mark.core
 
 OLD = {"id": 1, "color": "red"}
 NEW = {"id": 1, "color": "blue"}
@@ -43,7 +45,6 @@ def test_a_delta_is_read_and_written_as_on_the_wire(wire: dict[str, Any], delta:
 
 
 @given(DELTAS)
-@settings(max_examples=50)
 def test_what_is_written_is_read_as_the_same(delta: Delta) -> None:
     assert Delta.parse(delta.for_json()) == delta
 

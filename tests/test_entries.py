@@ -13,6 +13,8 @@ from syncserver.delta import Delta
 from syncserver.engines.base import revoked_notice, taken_notice
 from tests.conftest import ExpectedLog
 
+pytestmark = pytest.mark.core
+
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 scalars = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | keys
 values = st.recursive(

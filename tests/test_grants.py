@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from syncserver.grants import GrantBody, ItemSpec, new_token
 
+pytestmark = pytest.mark.core
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text("ab\0é", max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner, max_size=3),

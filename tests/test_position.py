@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver.position import MAX_TEXT, START_MARK, Position
+
+pytestmark = pytest.mark.core
 
 POSITIONS = st.builds(
     Position,
@@ -15,7 +17,6 @@ POSITIONS = st.builds(
 
 
 @given(POSITIONS)
-@settings(max_examples=100)
 def test_a_position_is_read_as_it_was_written(position: Position) -> None:
     text = str(position)
     assert len(text) <= MAX_TEXT

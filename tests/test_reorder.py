@@ -13,6 +13,8 @@ from syncserver.delta import Delta, Row
 from syncserver.entries import Batch, RefetchRequested, Revoked, TakenOver, Unreadable, Value
 from syncserver.reorder import Reorder
 
+pytestmark = pytest.mark.core
+
 PLENTY = 1_000_000
 
 

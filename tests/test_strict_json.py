@@ -6,12 +6,14 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver import strict_json
 from syncserver.errors import InvalidJSON
 from syncserver.strict_json import MAX_DEPTH, MAX_ELEMENTS, MAX_INTEGER
+
+pytestmark = pytest.mark.core
 
 TEXTS = st.text() | st.text(alphabet='"\\:,[]{}0u')
 SCALARS = (
@@ -180,7 +182,6 @@ def test_a_text_of_nothing_but_quotes_or_backslashes_is_refused_in_time() -> Non
 
 
 @given(st.text(alphabet='secr3t"\\[]{},:0\u20ac\ud800', min_size=8))
-@settings(max_examples=100)
 def test_the_error_never_quotes_the_input(noise: str) -> None:
     with pytest.raises(InvalidJSON) as caught:
         strict_json.decode("secr3t" + noise)
@@ -189,7 +190,6 @@ def test_the_error_never_quotes_the_input(noise: str) -> None:
 
 
 @given(VALUES)
-@settings(max_examples=100)
 def test_what_is_written_is_read_as_the_same(value: Any) -> None:
     data = strict_json.encode(value)
     assert strict_json.decode(json.dumps(value, indent=1)) == value
@@ -199,7 +199,6 @@ def test_what_is_written_is_read_as_the_same(value: Any) -> None:
 
 
 @given(st.binary() | st.text(alphabet='[]{}",:\\u0d8ntrue1-.eE ', max_size=40))
-@settings(max_examples=100)
 def test_noise_gives_what_the_standard_library_reads_or_a_refusal(noise: bytes | str) -> None:
     try:
         value = strict_json.decode(noise)

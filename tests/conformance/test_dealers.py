@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver.dealers import (
@@ -21,6 +21,8 @@ from syncserver.dealers import (
     SubscriptionItem,
 )
 from syncserver.delta import Row
+
+pytestmark = pytest.mark.core
 
 
 class OwnKey(SimpleDealer):
@@ -108,7 +110,6 @@ def check_law(dealer: Dealer, items: list[SubscriptionItem]) -> None:
 
 @every_dealer
 @given(data=st.data())
-@settings(max_examples=15)
 def test_the_index_is_the_law_after_any_additions_and_removals(
     name: str, data: st.DataObject
 ) -> None:
