@@ -497,12 +497,12 @@ async def test_what_pubsub_shows_reaches_the_page(tmp_path: Path) -> None:
     exec(restricted, {})
     async with place(tmp_path) as here:
         with connect(here) as backend:
-            show = "globalThis.show = (...it) => console.log(JSON.stringify(it));\n"
+            show = "globalThis.show = (message) => console.log(JSON.stringify(message));\n"
             script = f'{show}{here.moved(page)}\nconsole.log("true");'
             async with here.script(script, "http://127.0.0.1/") as opened:
                 await opened.prints(True)
                 exec(publish, {"backend": backend})
-                await opened.prints([{"title": "We open at nine"}, "news"])
+                await opened.prints({"title": "We open at nine"})
 
 
 async def test_the_program_of_dealers_is_served(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A list of tasks: a page, and what it reads and writes. Python's standard library alone."""
+"""A list of tasks: a page, and what it reads and writes."""
 
 import json
 import sqlite3
@@ -12,12 +12,12 @@ create table if not exists task (
     id integer primary key autoincrement,
     title text not null,
     done integer not null default 0,
-    version integer not null default 1  -- rises with every change of the row
+    version integer not null default 1  -- rises with every change
 )"""
 
 
 def connect():
-    db = sqlite3.connect("tasks.db", isolation_level=None)  # begin and commit are written out
+    db = sqlite3.connect("tasks.db", isolation_level=None)
     db.row_factory = sqlite3.Row
     return db
 
@@ -35,8 +35,11 @@ def add(db, title):
     db.execute("insert into task (title) values (?)", [title])
 
 
+TOGGLE = "update task set done = not done, version = version + 1 where id = ?"
+
+
 def toggle(db, key):
-    db.execute("update task set done = not done, version = version + 1 where id = ?", [key])
+    db.execute(TOGGLE, [key])
 
 
 def remove(db, key):
@@ -44,14 +47,15 @@ def remove(db, key):
 
 
 def change(what, *arguments):
-    with closing(connect()) as db, db:  # "with db" commits at its end, or rolls back
+    with closing(connect()) as db, db:  # commits, or rolls back
         db.execute("begin immediate")
         what(db, *arguments)
 
 
 def read_tasks():
     with closing(connect()) as db:
-        rows = [as_row(found) for found in db.execute("select * from task order by id")]
+        found = db.execute("select * from task order by id")
+        rows = [as_row(row) for row in found]
     return {"rows": rows}
 
 
@@ -60,12 +64,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             self.answer("text/html; charset=utf-8", PAGE.read_bytes())
         elif self.path == "/tasks":
-            self.answer("application/json", json.dumps(read_tasks()).encode())
+            tasks = json.dumps(read_tasks()).encode()
+            self.answer("application/json", tasks)
         else:
             self.send_error(404)
 
     def do_POST(self):
-        match json.loads(self.rfile.read(int(self.headers["Content-Length"]))):
+        length = int(self.headers["Content-Length"])
+        match json.loads(self.rfile.read(length)):
             case {"add": title}:
                 change(add, title)
             case {"toggle": key}:

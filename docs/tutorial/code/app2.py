@@ -9,19 +9,20 @@ from pathlib import Path
 from syncserver_client import Backend, BackendError
 
 BACKEND = "http://127.0.0.1:5801/backend"
-KEY = Path.home().joinpath(".local/state/syncserver/api-key").read_text().strip()
+KEY_FILE = Path.home() / ".local/state/syncserver/api-key"
+KEY = KEY_FILE.read_text().strip()
 PAGE = Path(__file__).with_name("page2.html")
 SCHEMA = """
 create table if not exists task (
     id integer primary key autoincrement,
     title text not null,
     done integer not null default 0,
-    version integer not null default 1  -- rises with every change of the row
+    version integer not null default 1  -- rises with every change
 )"""
 
 
 def connect():
-    db = sqlite3.connect("tasks.db", isolation_level=None)  # begin and commit are written out
+    db = sqlite3.connect("tasks.db", isolation_level=None)
     db.row_factory = sqlite3.Row
     return db
 
@@ -42,41 +43,42 @@ def one(db, key):
     return as_row(found)
 
 
+def delta(kind, version, **rows):
+    return {"type": kind, "model": "Task", "version": version, **rows}
+
+
 def add(db, title):
-    key = db.execute("insert into task (title) values (?)", [title]).lastrowid
-    new = one(db, key)
-    return {"type": "insert", "model": "Task", "data": new, "version": new["version"]}
+    inserted = db.execute("insert into task (title) values (?)", [title])
+    new = one(db, inserted.lastrowid)
+    return delta("insert", new["version"], data=new)
+
+
+TOGGLE = "update task set done = not done, version = version + 1 where id = ?"
 
 
 def toggle(db, key):
     old = one(db, key)
-    db.execute("update task set done = not done, version = version + 1 where id = ?", [key])
+    db.execute(TOGGLE, [key])
     new = one(db, key)
-    return {
-        "type": "update",
-        "model": "Task",
-        "newData": new,
-        "oldData": old,
-        "version": new["version"],
-    }
+    return delta("update", new["version"], oldData=old, newData=new)
 
 
 def remove(db, key):
     old = one(db, key)
     db.execute("delete from task where id = ?", [key])
-    return {"type": "delete", "model": "Task", "data": old, "version": old["version"] + 1}
+    return delta("delete", old["version"] + 1, data=old)
 
 
 def change(what, *arguments):
     try:
-        with closing(connect()) as db, db:  # "with db" commits at its end, or rolls back
+        with closing(connect()) as db, db:  # commits, or rolls back
             db.execute("begin immediate")
-            delta = what(db, *arguments)
+            published = what(db, *arguments)
     except LookupError:
         return  # somebody else has removed it: no change, nothing to tell
     try:  # the commit is done: now tell of it
         with Backend(BACKEND, KEY) as backend:
-            backend.publish([delta])
+            backend.publish([published])
     except BackendError as error:
         print("not published:", error)
 
@@ -85,7 +87,8 @@ def read_tasks():
     with Backend(BACKEND, KEY) as backend:  # the token first ...
         token = backend.authorize([{"dealer": "AllTasks", "query": None}])
     with closing(connect()) as db:  # ... the rows after it
-        rows = [as_row(found) for found in db.execute("select * from task order by id")]
+        found = db.execute("select * from task order by id")
+        rows = [as_row(row) for row in found]
     return {"token": token, "rows": rows}
 
 
@@ -95,14 +98,16 @@ class Handler(BaseHTTPRequestHandler):
             self.answer("text/html; charset=utf-8", PAGE.read_bytes())
         elif self.path == "/tasks":
             try:
-                self.answer("application/json", json.dumps(read_tasks()).encode())
+                tasks = json.dumps(read_tasks()).encode()
+                self.answer("application/json", tasks)
             except BackendError as error:
                 self.send_error(503, explain=str(error))
         else:
             self.send_error(404)
 
     def do_POST(self):
-        match json.loads(self.rfile.read(int(self.headers["Content-Length"]))):
+        length = int(self.headers["Content-Length"])
+        match json.loads(self.rfile.read(length)):
             case {"add": title}:
                 change(add, title)
             case {"toggle": key}:
