@@ -23,6 +23,8 @@ from syncserver.errors import (
 
 logger = logging.getLogger("syncserver.subscriptions")
 
+_RETRY_SECONDS = 1.0
+
 
 class Claim(NamedTuple):
     """One take of a grant; ``kept`` if another may take it for a while once it is let go."""
@@ -63,11 +65,14 @@ class Claims:
 
     async def keep(self, held: Callable[[], Iterable[str]], expired: Callable[[str], None]) -> None:
         """Renew what is held, for ever; tell which tokens are no more."""
+        pause = self._seconds / 3
         while True:
-            await asyncio.sleep(self._seconds / 3)
+            await asyncio.sleep(pause)
             try:
                 gone = await self._engine.renew_grants(set(held()), self._seconds)
             except Unavailable:
+                pause = min(pause, _RETRY_SECONDS)
                 continue
+            pause = self._seconds / 3
             for token in gone:
                 expired(token)

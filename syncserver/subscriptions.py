@@ -265,6 +265,8 @@ class Subscriptions:
             subscription.peer.session.tell(notice(self._service, token, reason))
 
     def _detach(self, subscription: Subscription) -> None:
+        if subscription.state is not State.LIVE:  # its siblings may wait for their position
+            asyncio.get_running_loop().call_soon(self.turn_ended)
         self.peers.discard(subscription)
         self._views.close(subscription.views)
 

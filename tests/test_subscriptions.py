@@ -1,0 +1,661 @@
+"""Positions are told when all before them was sent; grants live as long as they are held."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from syncserver.config import Limits
+from syncserver.dealers import BroadcastDealer, KeyedDealer
+from syncserver.engines.memory import MemoryEngine
+from syncserver.errors import RefetchReason, Unavailable
+from syncserver.position import Position
+from syncserver.protocols.base import Protocol
+from syncserver.protocols.native import NativeProtocol
+from syncserver.registry import ServiceRegistry
+from syncserver.services.datasync import DataSyncBackend, DataSyncService
+from tests.conftest import ExpectedLog
+from tests.support.calls import MemoryPeer, backend_call, turns
+from tests.support.delayed import dither
+from tests.support.toy import ToyProtocol
+from tests.support.virtual import on_virtual_time
+
+LIMITS = Limits(retention_seconds=10_000, tail_bytes=0)  # so that who joins asks the engine
+
+
+class Gated(MemoryEngine):
+    """An engine whose reads wait for a gate, and whose renewals may fail."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits, clock=asyncio.get_running_loop().time)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.unavailable = False
+
+    async def read(self, stream: str, after: Position, limit: int) -> Any:
+        await self.gate.wait()
+        return await super().read(stream, after, limit)
+
+    async def renew_grants(self, tokens: Iterable[str], seconds: float) -> list[str]:
+        if self.unavailable:
+            raise Unavailable
+        return await super().renew_grants(tokens, seconds)
+
+
+class Node:
+    """A service with both its halves, and its peers."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.engine = Gated(limits)
+        dealers = [KeyedDealer(name="Row", model="Row", key="list")]
+        self.service = DataSyncService(
+            "s", [*dealers, BroadcastDealer(name="Other", model="Other")],
+            engine=self.engine, limits=limits,
+        )  # fmt: skip
+        self.stream = self.service.subscriptions.stream
+        self.frontend = ServiceRegistry([self.service], limits=limits)
+        self.backend = ServiceRegistry([DataSyncBackend("b", self.service)], limits=limits)
+        self.peers: list[Peer] = []
+
+    async def call(self, command: str, **params: Any) -> Any:
+        answer = await backend_call(self.backend, "b", command, **params)
+        assert answer["type"] == "response", answer
+        return answer["data"]
+
+    async def grant(self, *queries: Any, dealer: str = "Row") -> str:
+        items = [{"dealer": dealer, "query": query} for query in queries]
+        token: str = await self.call("authorizeSubscription", items=items)
+        return token
+
+    async def publish(self, *lists: int, model: str = "Row") -> None:
+        """Publish a batch with one row for each list, and let it be delivered."""
+        offset = (await self.engine.head("s")).offset + 1
+        rows = [{"id": number, "list": number, "n": offset} for number in lists]
+        deltas = [{"type": "insert", "model": model, "data": row} for row in rows]
+        await self.call("publishDeltas", deltas=deltas)
+        await turns()
+
+    def peer(self, protocol: type[Protocol] = NativeProtocol) -> Peer:
+        peer = Peer(self, protocol)
+        self.peers.append(peer)
+        return peer
+
+
+class Peer(MemoryPeer):
+    """A peer of a node; what it was told is short to write down."""
+
+    def __init__(self, node: Node, protocol: type[Protocol]) -> None:
+        super().__init__(node.frontend, protocol)
+        self.node = node
+
+    async def acquire(self, token: str, position: str | None = None) -> list[str]:
+        answer = await self.call("s", "acquireSubscription", token=token, position=position)
+        return [brief(message) for message in answer]
+
+    async def acquire_plainly(self, token: str) -> list[str]:
+        return [
+            brief(message) for message in await self.call("s", "acquireSubscription", token=token)
+        ]
+
+    def begin(self, token: str, position: str | None = None) -> None:
+        self.begin_call("s", "acquireSubscription", token=token, position=position)
+
+    def told(self) -> list[str]:
+        return [brief(envelope["message"]) for envelope in self.take()]
+
+
+def brief(message: dict[str, Any]) -> str:
+    match message:
+        case {"type": "delta", "delta": {"data": {"n": n}}}:
+            return f"delta {n}"
+        case {"type": "position", "position": position}:
+            return f"position {Position.parse(position).offset}"
+        case {"type": "response", "data": {"position": position}}:
+            return f"response {Position.parse(position).offset}"
+        case {"type": "error", "code": "refetch", "reason": reason}:
+            return f"error refetch {reason}"
+        case {"type": "error", "code": code}:
+            return f"error {code}"
+        case {"type": "refetch" | "ended" as kind, "reason": reason}:
+            return f"{kind} {reason}"
+        case {"type": kind}:
+            return str(kind)
+    raise AssertionError(message)
+
+
+@asynccontextmanager
+async def running(limits: Limits = LIMITS) -> AsyncIterator[Node]:
+    node = Node(limits)
+    await node.service.open()
+    try:
+        yield node
+    finally:
+        for peer in node.peers:
+            peer.session.connection_lost()
+        await turns(40)
+        assert not len(node.service.subscriptions.peers)
+        await node.service.close()
+        await node.engine.close()
+
+
+# Positions.
+
+
+@on_virtual_time
+async def test_a_position_comes_with_the_last_frames_of_a_turn() -> None:
+    async with running() as node:
+        peer = node.peer()
+        assert await peer.acquire(await node.grant(1, 2)) == ["response 0"]
+        await node.publish(1)
+        assert peer.told() == ["delta 1", "position 1"]
+        await asyncio.gather(node.publish(1, 2), node.publish(1), node.publish(7))
+        deltas, position = (told := peer.told())[:-1], told[-1]
+        assert [one.split()[0] for one in deltas] == ["delta"] * 3
+        assert position == "position 4", "one for all, and for what did not concern the peer too"
+        await node.publish(7)
+        assert peer.told() == []
+
+
+@on_virtual_time
+async def test_a_position_is_the_same_bytes_for_all_sessions_of_a_protocol() -> None:
+    async with running() as node:
+        peers = [node.peer() for _ in range(4)]
+        for number, peer in enumerate(peers):
+            await peer.acquire(await node.grant(number % 2))
+        await node.publish(0, 1)
+        positions = {id(peer.texts[-1]) for peer in peers}
+        deltas = {id(peer.texts[0]) for peer in peers}
+        assert len(positions) == 1
+        assert len(deltas) == 2
+        assert b'"position"' in peers[0].texts[-1]
+
+
+@on_virtual_time
+async def test_a_protocol_that_is_not_shared_is_told_positions_of_its_own() -> None:
+    async with running() as node:
+        peers = [node.peer(ToyProtocol) for _ in range(2)]
+        for peer in peers:
+            await peer.acquire(await node.grant(1))
+        await node.publish(1)
+        assert [peer.told() for peer in peers] == [["delta 1", "position 1"]] * 2
+
+
+@on_virtual_time
+async def test_plain_subscriptions_are_told_no_position() -> None:
+    async with running() as node:
+        peer = node.peer()
+        assert await peer.acquire_plainly(await node.grant(1)) == ["response"]
+        await node.publish(1)
+        await asyncio.sleep(1_000)
+        assert peer.told() == ["delta 1"]
+
+
+@on_virtual_time
+async def test_a_session_with_both_kinds_is_told_positions_for_the_resumable_one() -> None:
+    async with running() as node:
+        peer = node.peer()
+        await peer.acquire_plainly(await node.grant(1))
+        token = await node.grant(2)
+        await peer.acquire(token)
+        await node.publish(2)
+        assert peer.told() == ["delta 1", "position 1"]
+        await node.publish(1)
+        assert peer.told()[0] == "delta 2"
+        await node.publish(1, 2)
+        assert peer.told() == ["delta 3", "delta 3", "position 3"]
+        await peer.call("s", "cancelSubscription", token=token)
+        await node.publish(1, 2)
+        await asyncio.sleep(100)
+        assert peer.told() == ["delta 4"]
+
+
+async def behind(node: Node, lists: Sequence[int]) -> str:
+    """Return a token that has something to replay."""
+    token = await node.grant(*lists)
+    await node.publish(9)
+    return token
+
+
+@on_virtual_time
+async def test_positions_wait_while_a_sibling_joins_and_are_told_after_its_answer() -> None:
+    async with running() as node:
+        peer, other = node.peer(), node.peer()
+        for each in (peer, other):
+            await each.acquire(await node.grant(1))
+        token = await behind(node, [2])
+        node.engine.gate.clear()
+        peer.begin(token)
+        await turns()
+        for _ in range(3):
+            await node.publish(1)
+        assert peer.told() == ["delta 2", "delta 3", "delta 4"]
+        assert other.told()[-1] == "position 4"
+        node.engine.gate.set()
+        await turns(40)
+        assert peer.told() == ["response 4", "position 4"]
+
+
+@pytest.mark.parametrize("how", ["revoked", "requested", "too far", "cut short"])
+@on_virtual_time
+async def test_positions_are_told_soon_after_a_sibling_failed_to_join(how: str) -> None:
+    limits = replace(LIMITS, resume_max_entries=8)
+    async with running(limits) as node:
+        peer = node.peer()
+        await peer.acquire(await node.grant(1))
+        token = await behind(node, [2])
+        node.engine.gate.clear()
+        peer.begin(token)
+        await turns()
+        for _ in range(10 if how == "too far" else 1):
+            await node.publish(1)
+        assert {one.split()[0] for one in peer.told()} == {"delta"}
+        if how == "revoked":
+            await node.call("revokeSubscription", token=token)
+        elif how == "requested":
+            await node.call("requestRefetch", items=[{"dealer": "Row", "query": 2}])
+        elif how == "cut short":
+            await node.engine.close()
+            node.engine._logs["s"].head = Position.start()
+        node.engine.gate.set()
+        await turns(60)
+        told = sorted(peer.told())
+        assert [one.rpartition(" ")[0] for one in told] == ["error refetch", "position"]
+        assert asyncio.get_running_loop().time() < 1
+
+
+@on_virtual_time
+async def test_positions_are_told_soon_after_a_dealer_took_a_joining_sibling_along() -> None:
+    async with running() as node:
+        peer = node.peer()
+        await peer.acquire(await node.grant(None, dealer="Other"))
+        token = await behind(node, [2])
+        node.engine.gate.clear()
+        peer.begin(token)
+        await turns()
+        await node.publish(1, model="Other")
+        assert peer.told() == ["delta 2"]
+        node.service.unregister_dealer(node.service.views.dealers["Row"])
+        await turns()
+        assert "position 2" in peer.told()
+        node.engine.gate.set()
+        await turns(40)
+        assert peer.told() == ["error refetch filter_changed"]
+
+
+@on_virtual_time
+async def test_positions_wait_while_a_sibling_is_condemned_and_are_told_with_its_end() -> None:
+    limits = replace(LIMITS, refetch_per_second=10)
+    async with running(limits) as node:
+        crowd = [node.peer() for _ in range(20)]
+        for each in crowd:
+            await each.acquire(await node.grant(1))
+        peer = node.peer()
+        await peer.acquire(await node.grant(1))
+        await peer.acquire(await node.grant(None, dealer="Other"))
+        await turns()
+        peer.take()
+        await node.call("requestRefetch", model="Row")
+        await turns()
+        await node.publish(5, model="Other")
+        await node.publish(1)
+        assert peer.told() == ["delta 2", "delta 3"], "who is condemned is served to the end"
+        await asyncio.sleep(1)
+        assert peer.told() == []
+        await asyncio.sleep(2)
+        assert peer.told() == ["refetch requested", "position 3"]
+        assert [each.told()[-1] for each in crowd] == ["refetch requested"] * 20
+        await node.publish(1)
+        await node.publish(1, model="Other")
+        assert peer.told() == ["delta 5", "position 5"]
+
+
+@on_virtual_time
+async def test_refetches_are_spread_over_time() -> None:
+    limits = replace(LIMITS, refetch_per_second=10)
+    async with running(limits) as node:
+        crowd = [node.peer() for _ in range(30)]
+        for each in crowd:
+            await each.acquire(await node.grant(1))
+        await node.call("requestRefetch", model="Row")
+        await turns()
+        told = 0
+        for _ in range(3):
+            await asyncio.sleep(0.95)
+            now = sum("refetch requested" in each.told() for each in crowd)
+            assert 8 <= now <= 12
+            told += now
+        await asyncio.sleep(1)
+        assert told + sum("refetch requested" in each.told() for each in crowd) == 30
+
+
+@on_virtual_time
+async def test_positions_are_told_soon_after_a_condemned_sibling_is_cancelled() -> None:
+    limits = replace(LIMITS, refetch_per_second=1)
+    async with running(limits) as node:
+        first, peer = node.peer(), node.peer()
+        for _ in range(30):
+            await first.acquire(await node.grant(1))
+        token = await node.grant(1)
+        await peer.acquire(token)
+        await peer.acquire(await node.grant(None, dealer="Other"))
+        await turns()
+        peer.take()
+        await node.call("requestRefetch", model="Row")
+        await node.publish(5, model="Other")
+        assert peer.told() == ["delta 2"]
+        await peer.call("s", "cancelSubscription", token=token)
+        await turns()
+        assert peer.told() == ["position 2"]
+        assert asyncio.get_running_loop().time() < 1
+
+
+@on_virtual_time
+async def test_who_comes_back_while_condemned_is_told_to_fetch_again() -> None:
+    limits = replace(LIMITS, refetch_per_second=1)
+    async with running(limits) as node:
+        crowd, peer = node.peer(), node.peer()
+        for _ in range(20):
+            await crowd.acquire(await node.grant(1))
+        token = await node.grant(1)
+        await peer.acquire(token)
+        await node.publish(1)
+        position = peer.take()[-1]["message"]["position"]
+        await node.call("requestRefetch", model="Row")
+        await node.publish(1)
+        assert peer.told() == ["delta 3"]
+        peer.session.connection_lost()
+        await turns()
+        again = node.peer()
+        assert (await again.acquire(token, position))[-1] == "error refetch requested"
+        assert await again.acquire(token, position) == ["error refetch expired"]
+        await asyncio.sleep(100)
+        assert again.told() == []
+
+
+@dataclass
+class Held:
+    """What a peer of the random test has: the lists of each token, and where its grant begins."""
+
+    lists: list[int]
+    start: int
+
+    def counts(self, log: dict[int, list[int]]) -> Counter[int]:
+        """Return how many deltas of each entry it is to be sent."""
+        return Counter(
+            {n: len({*self.lists} & {*lists}) for n, lists in log.items() if n > self.start}
+        )
+
+
+@pytest.mark.parametrize("seed", range(30))
+@on_virtual_time
+async def test_a_position_is_told_when_all_before_it_was_sent_and_nothing_after_it(
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    limits = replace(LIMITS, position_seconds=0.01, tail_bytes=rng.choice([0, 3_000]))
+    log = dict[int, list[int]]()
+    async with running(limits) as node:
+        peers = [node.peer(rng.choice([NativeProtocol, ToyProtocol])) for _ in range(4)]
+        held: dict[Peer, list[Held]] = {peer: [] for peer in peers}
+
+        async def subscribe() -> None:
+            for _ in range(8):
+                lists = rng.sample(range(4), rng.randint(1, 3))
+                token = await node.grant(*lists)
+                start = node.engine._grants[token].grant.position.offset
+                await dither(rng, 10)
+                peer = rng.choice(peers)
+                peer.begin(token)
+                held[peer].append(Held(lists, start))
+                await asyncio.sleep(rng.choice([0, 0.005, 0.02]))
+
+        async def publish() -> None:
+            for number in range(1, 41):
+                log[number] = rng.sample(range(4), rng.randint(1, 4))
+                if rng.random() < 0.2:
+                    node.engine.gate.clear()
+                await node.publish(*log[number])
+                await asyncio.sleep(rng.choice([0, 0, 0.004, 0.011]))
+                node.engine.gate.set()
+
+        await asyncio.gather(subscribe(), publish())
+        await asyncio.sleep(1)
+        for peer in peers:
+            positions = check_positions(peer.told(), held[peer], log)
+            assert positions or not held[peer]
+
+
+def check_positions(
+    told: Sequence[str], held: Sequence[Held], log: dict[int, list[int]]
+) -> Sequence[int]:
+    """Check what a peer was told; return the positions, of which the last must be the head."""
+    positions, sent, answered = list[int](), Counter[int](), list[Held]()
+    for one in told:
+        kind, number = one.split()
+        match kind:
+            case "delta":
+                sent[int(number)] += 1
+            case "response":
+                answered.append(held[len(answered)])
+                positions.append(int(number))
+            case "position":
+                due = sum((each.counts(log) for each in answered), Counter[int]())
+                assert int(number) >= positions[-1]
+                assert sent == +Counter({n: due[n] for n in due if n <= int(number)})
+                positions.append(int(number))
+    assert len(answered) == len(held)
+    assert not held or positions[-1] == len(log)
+    assert sent == sum((each.counts(log) for each in held), Counter[int]())
+    return positions
+
+
+# Rounds.
+
+
+@on_virtual_time
+async def test_a_quiet_session_is_told_the_position_in_rounds_while_the_stream_moves() -> None:
+    async with running() as node:
+        peer = node.peer()
+        await peer.acquire(await node.grant(1))
+        await node.publish(7)
+        await asyncio.sleep(LIMITS.position_seconds * 1.5)
+        assert peer.told() == ["position 1"]
+        await node.publish(7)
+        await node.publish(7)
+        assert peer.told() == []
+        await asyncio.sleep(LIMITS.position_seconds)
+        assert peer.told() == ["position 3"]
+
+
+@on_virtual_time
+async def test_a_quiet_stream_is_not_talked_about() -> None:
+    async with running() as node:
+        peer = node.peer()
+        await peer.acquire(await node.grant(1))
+        await node.publish(1)
+        assert peer.told() == ["delta 1", "position 1"]
+        await asyncio.sleep(LIMITS.position_seconds * 40)
+        assert peer.told() == []
+        assert len(node.stream._waiting) <= 1
+
+
+@pytest.mark.parametrize("most", [40, 4, 3, 1])
+@on_virtual_time
+async def test_a_quiet_session_is_told_early_when_the_stream_moves_fast(most: int) -> None:
+    limits = replace(LIMITS, resume_max_entries=most)
+    async with running(limits) as node:
+        peer, token = node.peer(), await node.grant(1)
+        await peer.acquire(token)
+        await turns()
+        quarter = max(1, most // 4)
+        for _ in range(quarter - 1):
+            await node.publish(7)
+        assert peer.told() == []
+        await node.publish(7)
+        assert peer.told() == [f"position {quarter}"]
+        assert asyncio.get_running_loop().time() == 0
+
+
+@on_virtual_time
+async def test_a_quiet_session_can_always_resume() -> None:
+    limits = replace(LIMITS, resume_max_entries=100, retention_entries=100)
+    async with running(limits) as node:
+        peer, token = node.peer(), await node.grant(1)
+        position = (await peer.call("s", "acquireSubscription", token=token, position=None))[-1][
+            "data"
+        ]["position"]
+        for number in range(1_000):
+            await node.publish(7)
+            for envelope in peer.take():
+                position = envelope["message"]["position"]
+            if number % 90 == 89:
+                peer.session.connection_lost()
+                await turns()
+                peer = node.peer()
+                answer = await peer.call("s", "acquireSubscription", token=token, position=position)
+                position = answer[-1]["data"]["position"]
+
+
+@on_virtual_time
+async def test_many_quiet_sessions_are_told_some_in_each_turn() -> None:
+    async with running() as node:
+        peers = [node.peer() for _ in range(700)]
+        for peer in peers:
+            await peer.acquire(await node.grant(2))
+        await turns()
+        for peer in peers:
+            peer.take()
+        await node.publish(7)
+        await asyncio.sleep(LIMITS.position_seconds * 1.5)
+        assert {tuple(peer.told()) for peer in peers} == {("position 1",)}
+
+
+# Grants.
+
+
+@on_virtual_time
+async def test_a_held_grant_is_renewed_and_one_let_go_of_is_kept_for_a_while() -> None:
+    async with running() as node:
+        peer, token = node.peer(), await node.grant(1)
+        position = (await peer.call("s", "acquireSubscription", token=token, position=None))[-1][
+            "data"
+        ]["position"]
+        await asyncio.sleep(LIMITS.resume_seconds * 10)
+        peer.session.connection_lost()
+        await asyncio.sleep(LIMITS.resume_seconds - 1)
+        again = node.peer()
+        assert await again.acquire(token, position) == ["response 0"]
+        await asyncio.sleep(LIMITS.resume_seconds * 10)
+        assert again.told() == []
+        again.session.connection_lost()
+        await asyncio.sleep(LIMITS.resume_seconds + 1)
+        assert await node.peer().acquire(token, position) == ["error refetch expired"]
+        assert await node.peer().acquire(token) == ["error no_such_subscription"]
+
+
+@on_virtual_time
+async def test_the_grant_of_a_plain_subscription_goes_with_its_connection() -> None:
+    async with running() as node:
+        peer, token = node.peer(), await node.grant(1)
+        await peer.acquire_plainly(token)
+        await asyncio.sleep(LIMITS.resume_seconds * 10)
+        assert await node.peer().acquire_plainly(token) == ["error already_acquired"]
+        assert await node.peer().acquire(token) == ["error already_acquired"]
+        peer.session.connection_lost()
+        await turns()
+        assert await node.peer().acquire_plainly(token) == ["error no_such_subscription"]
+        assert not node.engine._grants
+
+
+@on_virtual_time
+async def test_a_token_that_nobody_acquires_is_worth_nothing_in_time() -> None:
+    async with running() as node:
+        token = await node.grant(1)
+        await asyncio.sleep(LIMITS.grant_seconds + 1)
+        assert await node.peer().acquire(token) == ["error no_such_subscription"]
+
+
+@on_virtual_time
+async def test_a_held_grant_that_is_gone_ends_its_subscription_and_no_other() -> None:
+    async with running() as node:
+        peer, token = node.peer(), await node.grant(1)
+        await peer.acquire(token)
+        await peer.acquire(await node.grant(2))
+        await peer.acquire_plainly(await node.grant(3))
+        await node.engine.release_grant(token, 1, 0)  # as a store that lost a key
+        await asyncio.sleep(LIMITS.resume_seconds)
+        assert peer.told() == ["refetch expired"]
+        await node.publish(1, 2, 3)
+        assert peer.told() == ["delta 1", "delta 1", "position 1"]
+
+
+@on_virtual_time
+async def test_renewing_goes_on_when_the_store_is_back() -> None:
+    async with running() as node:
+        peer, token = node.peer(), await node.grant(1)
+        await peer.acquire(token)
+        node.engine.unavailable = True
+        await asyncio.sleep(LIMITS.resume_seconds * 0.8)
+        node.engine.unavailable = False
+        await asyncio.sleep(LIMITS.resume_seconds * 5)
+        assert peer.told() == []
+        assert await node.peer().acquire(token) == ["response 0"]
+        await turns()
+        assert peer.told() == ["ended taken_over"]
+
+
+@on_virtual_time
+async def test_a_subscription_that_was_told_to_fetch_again_leaves_no_grant() -> None:
+    async with running() as node:
+        peer, token = node.peer(), await node.grant(1)
+        await peer.acquire(token)
+        await node.call("requestRefetch", model="Row")
+        await asyncio.sleep(1)
+        assert peer.told() == ["refetch requested"]
+        assert not node.engine._grants
+        assert await node.peer().acquire(token) == ["error no_such_subscription"]
+
+
+# What goes for all.
+
+
+@on_virtual_time
+async def test_a_log_that_is_lost_ends_all_subscriptions_and_no_connection(
+    expected_log: ExpectedLog,
+) -> None:
+    async with running() as node:
+        peer, joining = node.peer(), node.peer()
+        await peer.acquire(await node.grant(1))
+        await peer.acquire_plainly(await node.grant(1))
+        token = await behind(node, [1])
+        node.engine.gate.clear()
+        joining.begin(token)
+        await turns()
+        node.engine._logs["s"].head = Position.start()
+        with expected_log("syncserver.stream", "lost"):
+            node.stream.position_lost(RefetchReason.EPOCH)
+            node.engine.gate.set()
+            await asyncio.sleep(1)
+        assert peer.told() == ["refetch epoch", "refetch epoch"]
+        assert joining.told() == ["error refetch epoch"]
+        node.engine._logs.clear()
+        assert peer.session.open
+
+
+@on_virtual_time
+async def test_all_who_have_subscriptions_hear_that_the_log_is_away_and_back() -> None:
+    async with running() as node:
+        peers = [node.peer() for _ in range(3)]
+        await peers[0].acquire(await node.grant(1))
+        await peers[1].acquire_plainly(await node.grant(1))
+        node.stream.went_stale()
+        node.stream.came_fresh()
+        await turns()
+        assert [peer.told() for peer in peers] == [["stale", "fresh"], ["stale", "fresh"], []]
