@@ -91,11 +91,11 @@ async def _serve(config: Config, application: str | None) -> int:
         registries, engine = build(config)
     server = make_server(config, registries, engine)
     await server.start()
-    sys.stdout.write(server.summary() + "\n")
-    sys.stdout.flush()
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
+    sys.stdout.flush()
     await signals.get()
     logger.info("Draining; a second signal ends at once")
     drain = asyncio.ensure_future(server.drain())

@@ -75,6 +75,7 @@ class Peer:
             if text is not None:
                 return text
         self._ended = True
+        self.connection.close()
         raise EOFError(self.connection.close_code, self.connection.close_reason)
 
     async def read(self) -> Message:
