@@ -24,7 +24,15 @@ from syncserver.server import Registries, Server
 
 logger = logging.getLogger("syncserver.app")
 
-ENGINES = {"memory": "syncserver.engines.memory:MemoryEngine"}
+# Each row but the first is the scheme of a URL, which its class is given after the limits.
+ENGINES = {
+    "memory": "syncserver.engines.memory:MemoryEngine",
+    "redis": "syncserver.engines.redis:RedisEngine",
+    "rediss": "syncserver.engines.redis:RedisEngine",
+    "unix": "syncserver.engines.redis:RedisEngine",
+    "sqlite": "syncserver.engines.sqlite:SQLiteEngine",
+}
+EXTRAS = ("redis",)
 DEALERS = {
     "broadcast": "syncserver.dealers.broadcast:BroadcastDealer",
     "keyed": "syncserver.dealers.keyed:KeyedDealer",
@@ -43,9 +51,23 @@ def client_files() -> Mapping[str, Path]:
     return {name: folder / name for name in ("syncserver.js", "syncserver.d.ts")}
 
 
+def make_engine(config: Config) -> Engine:
+    """Return the engine that a configuration names; it reaches for its store when first used."""
+    kind, _, address = config.engine.partition(":")
+    try:
+        make = _load(ENGINES[kind])
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        mend = f"pip install 'syncserver[{error.name}]'"
+        raise ConfigError(f"engine {kind}: the package {error.name} is missing; {mend}") from None
+    engine: Engine = make(config.limits, config.engine) if address else make(config.limits)
+    return engine
+
+
 def build(config: Config) -> tuple[Registries, Engine]:
     """Return the frontend and backend registries that a configuration describes."""
-    engine: Engine = _load(ENGINES[config.engine.partition(":")[0]])(config.limits)
+    engine = make_engine(config)
     frontend, backend = (ServiceRegistry(limits=config.limits) for _ in range(2))
     for name, settings in config.services.items():
         SERVICES[settings.type](name, settings, config, engine, (frontend, backend))

@@ -1,26 +1,22 @@
 """Frozen settings: what the daemon may be told, and what it assumes untold.
 
 ``syncserver.configfile`` makes them from a file; a program may make its own.
-The end of this file checks origins and reads keys; it makes a key where none was set.
+The end of this file checks engines and origins; ``syncserver.keys`` reads keys.
 """
 
 from __future__ import annotations
 
+import difflib
 import hmac
-import os
+import json
 import re
-import secrets
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 
 from syncserver.errors import ConfigError
 
-MIN_KEY_CHARACTERS = 32
-MAX_KEY_CHARACTERS = 1024
-MAKE_A_KEY = """make one with "python -c 'import secrets; print(secrets.token_urlsafe(32))'\""""
+MEMORY = "memory"
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])"
@@ -157,9 +153,12 @@ def default_services() -> Mapping[str, ServiceConfig]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything that was set; ``source`` is the file it came from, if one was read."""
+    """Everything that was set; ``source`` is the file it came from, if one was read.
 
-    engine: str = "memory"
+    ``engine`` is ``memory`` or a URL, which may hold a password: show ``shown_engine``.
+    """
+
+    engine: str = field(default=MEMORY, repr=False)
     insecure: bool = False
     frontend: Frontend = field(default_factory=Frontend)
     backend: Backend = field(default_factory=Backend)
@@ -172,22 +171,51 @@ class Config:
         """Return what is known of a model, declared or not."""
         return self.models.get(name, Model())
 
+    @property
+    def shown_engine(self) -> str:
+        """Return the engine without what is between ``://`` and ``@``, or after ``?``."""
+        scheme, separator, rest = self.engine.partition("?")[0].partition("://")
+        return scheme + separator + rest.rpartition("@")[2]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """The type names that a file may use; ``syncserver.app`` derives them from its name tables.
 
-    A service type stands with the keys of its table, a dealer type with the
-    keys that its table must have, ``type`` and ``model`` aside.
+    An engine other than ``memory`` is the scheme of a URL. A service type stands
+    with the keys of its table, a dealer type with the keys that its table must
+    have, ``type`` and ``model`` aside.
     """
 
-    engines: tuple[str, ...] = ("memory",)
+    engines: tuple[str, ...] = (MEMORY,)
     services: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"datasync": ("dealers",), "pubsub": ("client_publish",)}
     )
     dealers: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"broadcast": (), "keyed": ("key",), "filter": ()}
     )
+
+
+def suggest(word: str, names: Iterable[str]) -> str:
+    """Return which of ``names`` was meant, or else all of them, for the end of a refusal."""
+    near = difflib.get_close_matches(word, names := list(names), 1)
+    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(names)}"
+
+
+def check_engine(text: str, known: Known) -> str:
+    """Return ``memory``, or a URL whose scheme is an engine, or raise ConfigError.
+
+    A refusal shows the scheme alone: what follows it may hold a password.
+    """
+    name = text.partition(":")[0]
+    address = text.partition("://")[2]
+    if name not in known.engines:
+        raise ConfigError(f"unknown engine {json.dumps(name)}; {suggest(name, known.engines)}")
+    if name == MEMORY and text != MEMORY:
+        raise ConfigError(f'"{MEMORY}" has no address; write "{MEMORY}" alone')
+    if name != MEMORY and not address:
+        raise ConfigError(f'"{name}" needs an address; write "{name}://" and where it is')
+    return text
 
 
 def check_origin(text: str, *, insecure: bool = False) -> str:
@@ -202,93 +230,3 @@ def check_origin(text: str, *, insecure: bool = False) -> str:
         raise ConfigError(f"{text!a} is no origin; write scheme://host {mend}")
     scheme, host, port = parts["scheme"], parts["host"], parts["port"]
     return f"{scheme}://{host}" + (f":{port}" if port and port != _PORTS.get(scheme) else "")
-
-
-def check_key(text: str) -> Secret:
-    """Return a key that cannot be guessed and fits an HTTP header, or raise ConfigError."""
-    if not text:
-        raise ConfigError(f"empty; {MAKE_A_KEY}")
-    if len(text) < MIN_KEY_CHARACTERS:
-        raise ConfigError(f"shorter than {MIN_KEY_CHARACTERS} characters; {MAKE_A_KEY}")
-    if len(text) > MAX_KEY_CHARACTERS:
-        raise ConfigError(f"longer than {MAX_KEY_CHARACTERS} characters; {MAKE_A_KEY}")
-    if not all("!" <= character <= "~" for character in text):
-        raise ConfigError(f"holds characters other than visible ASCII; {MAKE_A_KEY}")
-    return Secret(text)
-
-
-def find_key(text: str, environ: Mapping[str, str], directory: Path) -> Secret:
-    """Return the key that ``text`` is or names: ``env:NAME``, ``file:PATH`` from ``directory``."""
-    kind, _, rest = text.partition(":")
-    if kind == "file":
-        return read_key_file(directory / rest)
-    if kind != "env":
-        return check_key(text)
-    if rest not in environ:
-        raise ConfigError(f"{rest} is not set in the environment; set it, or take the key out")
-    try:
-        return check_key(environ[rest].strip())
-    except ConfigError as error:
-        raise ConfigError(f"{rest} is refused: {error}") from error
-
-
-def read_key_file(path: Path) -> Secret:
-    """Return the key that a file holds, or raise ConfigError; nobody else may read the file."""
-    try:
-        with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            content = stream.read(MAX_KEY_CHARACTERS + 2)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if mode & 0o077:
-        raise ConfigError(f"{path} is open to other users; chmod 600 it")
-    try:
-        return check_key(content.decode("ascii", "replace").strip())
-    except ConfigError as error:
-        raise ConfigError(f"{path} is refused: {error}") from error
-
-
-def ensure_key_file(environ: Mapping[str, str]) -> Path:
-    """Return the file of the daemon's own key, made at the first start; the starts agree on it."""
-    path = _state_directory(environ) / "api-key"
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shared = path.parent.stat().st_mode & 0o022
-        if not shared and not path.exists():
-            _create_whole(path, secrets.token_urlsafe(32) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: a key cannot be kept here: {error.strerror}; set backend.api_keys,"
-            " or SYNCSERVER_STATE_DIR to a directory of your own"
-        ) from error
-    if shared:
-        raise ConfigError(f"{path.parent}: other users could put a key here; chmod 700 it")
-    return path
-
-
-def _state_directory(environ: Mapping[str, str]) -> Path:
-    if own := environ.get("SYNCSERVER_STATE_DIR"):
-        return Path(own)
-    if (state := environ.get("XDG_STATE_HOME", "")).startswith("/"):
-        return Path(state, "syncserver")
-    if home := environ.get("HOME"):
-        return Path(home, ".local", "state", "syncserver")
-    raise ConfigError(
-        "environment: HOME is not set, so a key cannot be kept; set SYNCSERVER_STATE_DIR or"
-        " backend.api_keys"
-    )
-
-
-def _create_whole(path: Path, text: str) -> None:
-    """Put a private file in place with all its text, unless another start was first."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        path.hardlink_to(draft)
-    except FileExistsError:
-        pass
-    finally:
-        Path(draft).unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -22,13 +21,13 @@ from syncserver.config import (
     Limits,
     Model,
     ServiceConfig,
+    check_engine,
     check_origin,
     default_services,
-    ensure_key_file,
-    find_key,
-    read_key_file,
+    suggest,
 )
 from syncserver.errors import ConfigError
+from syncserver.keys import ensure_key_file, find_key, read_key_file
 
 T = TypeVar("T")
 Door = TypeVar("Door", Frontend, Backend)
@@ -66,7 +65,7 @@ class Table:
         """Refuse keys that are none of ``names``."""
         for key in self.content:
             if key not in names:
-                raise self.error(_shown(key), f"unknown key; {_suggest(key, names)}")
+                raise self.error(_shown(key), f"unknown key; {suggest(key, names)}")
 
     def get(self, key: str, kind: type[T], default: T) -> T:
         """Return the value of a key that may be left out."""
@@ -86,9 +85,9 @@ class Table:
 
     def choice(self, key: str, names: Iterable[str], default: str = "") -> str:
         """Return one of ``names``."""
-        value = self.name(key, default, _suggest("", names))
+        value = self.name(key, default, suggest("", names))
         if value not in names:
-            raise self.error(key, f"unknown {key} {json.dumps(value)}; {_suggest(value, names)}")
+            raise self.error(key, f"unknown {key} {json.dumps(value)}; {suggest(value, names)}")
         return value
 
     def each(self, key: str, check: Callable[[str], T]) -> tuple[T, ...]:
@@ -130,14 +129,13 @@ def load(path: str | None, environ: Mapping[str, str], known: Known | None = Non
     root = Table(source or "settings", content, _override(content, environ))
     root.only(_settings(Config))
     insecure = root.get("insecure", bool, False)
-    models = {name: _model(table) for name, table in root.tables("models")}
     frontend = _frontend(root.table("frontend"), insecure)
     return Config(
-        engine=root.choice("engine", known.engines, "memory"),
+        engine=_engine(root, known),
         insecure=insecure,
         frontend=frontend,
         limits=_limits(root.table("limits")),
-        models=MappingProxyType(models),
+        models=MappingProxyType({name: _model(table) for name, table in root.tables("models")}),
         services=_services(root, known),
         source=source,
         # Last, as it may make a file.
@@ -174,7 +172,7 @@ def _override(content: dict[str, Any], environ: Mapping[str, str]) -> dict[str, 
                 table[key] = _meant(environ[variable], key)
                 overrides[setting] = variable
         elif "__" in variable:
-            raise ConfigError(f"{variable}: unknown setting; {_suggest(variable, settable)}")
+            raise ConfigError(f"{variable}: unknown setting; {suggest(variable, settable)}")
     return overrides
 
 
@@ -188,6 +186,14 @@ def _meant(text: str, key: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _engine(root: Table, known: Known) -> str:
+    text = root.name("engine", "memory")
+    try:
+        return check_engine(text, known)
+    except ConfigError as error:
+        raise root.error("engine", str(error)) from None
 
 
 def _frontend(table: Table, insecure: bool) -> Frontend:
@@ -283,11 +289,6 @@ def _type(table: Table, options: Mapping[str, Iterable[str]], always: tuple[str,
 def _settings(settings: type) -> list[str]:
     """Return the names that a file may use for the fields of a dataclass."""
     return [field.name for field in fields(settings) if field.name not in {"source", "key_file"}]
-
-
-def _suggest(word: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, names, 1)
-    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(names)}"
 
 
 def _kind_of(value: object) -> str:

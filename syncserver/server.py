@@ -132,7 +132,7 @@ class Server:
             "services": ", ".join(
                 [*self.frontend.registered_services, *self.backend.registered_services]
             ),
-            "engine": config.engine + _NOTES.get(config.engine, ""),
+            "engine": config.shown_engine + _NOTES.get(config.engine, ""),
         }
         return "\n".join(f"{name} {text}" for name, text in lines.items())
 

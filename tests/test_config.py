@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from syncserver.app import KNOWN
 from syncserver.config import (
     Backend,
     Config,
@@ -55,9 +56,9 @@ def environ(tmp_path: Path, **more: str) -> dict[str, str]:
     return {"SYNCSERVER_STATE_DIR": str(tmp_path / "state"), **more}
 
 
-def refusal(path: str | None, env: dict[str, str]) -> str:
+def refusal(path: str | None, env: dict[str, str], known: Known | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(path, env)
+        load(path, env, known)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -225,11 +226,35 @@ def test_a_new_engine_dealer_or_service_is_a_row_in_the_tables(
     known = Known(
         engines=("memory", "sqlite"), services={"chat": ("dealers",)}, dealers={"near": ()}
     )
-    text = 'engine = "sqlite"\n[services.c]\ntype = "chat"\n'
+    text = 'engine = "sqlite://x"\n[services.c]\ntype = "chat"\n'
     text += '[services.c.dealers.D]\ntype = "near"\nmodel = "M"'
     config = load(write(text), environ(tmp_path), known)
-    assert config.engine == "sqlite"
+    assert config.engine == "sqlite://x"
     assert config.services["c"].dealers == {"D": DealerConfig(type="near", model="M")}
+
+
+@pytest.mark.parametrize(
+    ("engine", "shown"),
+    [
+        ("memory", "memory"),
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("rediss://user:secret@h:1/2?ssl_cert=secret", "rediss://h:1/2"),
+        ("unix://:se%2Fcret@/run/redis.sock?password=secret", "unix:///run/redis.sock"),
+        ("redis://:se@cret@h", "redis://h"),
+    ],
+)
+def test_an_engine_is_shown_without_its_password(
+    tmp_path: Path, write: Write, engine: str, shown: str
+) -> None:
+    config = load(write(f'engine = "{engine}"'), environ(tmp_path), KNOWN)
+    assert config.engine == engine
+    assert config.shown_engine == shown
+    assert "cret" not in repr(config).replace("Secret", "")
+
+
+def test_the_variable_of_the_engine_may_hold_its_password(tmp_path: Path) -> None:
+    env = environ(tmp_path, SYNCSERVER_ENGINE="redis://:secret@h/0")
+    assert load(None, env, KNOWN).engine == "redis://:secret@h/0"
 
 
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
@@ -256,6 +281,18 @@ LARGEST = 2**53
         ),
         ('"a\\nb" = 1\nengine = 2', r'"a\nb": unknown key; known: engine, insecure, frontend,'),
         ('engine = "memroy"', 'engine: unknown engine "memroy"; did you mean "memory"?'),
+        (
+            'engine = "rediss//h"',
+            'engine: unknown engine "rediss//h"; did you mean "rediss"?',
+        ),
+        ('engine = "redis"', 'engine: "redis" needs an address; write "redis://" and where it is'),
+        ('engine = "redis:x"', 'engine: "redis" needs an address; write "redis://" and where it'),
+        ('engine = "redis://"', 'engine: "redis" needs an address; write "redis://" and where it'),
+        ('engine = "memory://x"', 'engine: "memory" has no address; write "memory" alone'),
+        (
+            'engine = "redsi://:secret@h"',
+            'engine: unknown engine "redsi"; did you mean "redis"?',
+        ),
         ("engine = 1", "engine: must be a string, not a whole number"),
         ("engine = 2020-01-01", "engine: must be a string, not a date or time"),
         ("insecure = 1", "insecure: must be true or false, not a whole number"),
@@ -376,7 +413,9 @@ LARGEST = 2**53
 def test_a_refusal_names_file_key_and_mend(
     tmp_path: Path, write: Write, text: str, message: str
 ) -> None:
-    assert refusal(write(text), environ(tmp_path)).startswith(f"syncserver.toml: {message}")
+    refused = refusal(write(text), environ(tmp_path), KNOWN)
+    assert refused.startswith(f"syncserver.toml: {message}")
+    assert "secret" not in refused
     assert not (tmp_path / "state").exists()
 
 
