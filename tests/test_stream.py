@@ -381,6 +381,21 @@ async def test_a_fork_at_the_cursor_itself_is_noticed(expected_log: ExpectedLog)
     await stream.close()
 
 
+async def test_an_entry_that_follows_another_than_the_last_one_is_not_delivered(
+    expected_log: ExpectedLog,
+) -> None:
+    engine, heard, stream = await opened()
+    engine.tell(*engine.add(*numbered(3)))
+    engine.cut(2)
+    engine.add(b"in its place")
+    with expected_log("syncserver.stream", "fork"):
+        engine.tell(*engine.add(b"after that"))  # next by its offset, not by its mark
+        await turns()
+    assert heard.events == [*numbered(3), "fork"]
+    assert stream.cursor == engine.last()
+    await stream.close()
+
+
 async def test_a_guess_of_the_engine_that_is_wrong_loses_nothing() -> None:
     engine, heard, stream = await opened()
     engine.add(*numbered(3))

@@ -96,6 +96,7 @@ GARBAGE: list[str | bytes] = [
 ]  # fmt: skip
 
 
+@pytest.mark.core
 @every_protocol
 @pytest.mark.parametrize("text", GARBAGE, ids=lambda text: repr(text[:30]))
 def test_what_cannot_be_read_is_refused_by_a_protocol_error(name: str, text: str | bytes) -> None:
@@ -112,6 +113,7 @@ fragments = st.sampled_from(
 )
 
 
+@pytest.mark.core
 @every_protocol
 @given(st.binary() | st.text(st.characters()) | st.lists(fragments).map("".join))
 def test_any_text_gives_messages_or_a_protocol_error(name: str, text: str | bytes) -> None:
@@ -123,6 +125,7 @@ def test_any_text_gives_messages_or_a_protocol_error(name: str, text: str | byte
     assert all(isinstance(message, Message | Command) for message in received)
 
 
+@pytest.mark.core
 @every_protocol
 @pytest.mark.parametrize("kind", EVENTS)
 def test_every_event_is_told_in_text(name: str, kind: str) -> None:
@@ -136,6 +139,7 @@ def test_every_event_is_told_in_text(name: str, kind: str) -> None:
     assert texts
 
 
+@pytest.mark.core
 @every_protocol
 @pytest.mark.parametrize("kind", NO_JSON)
 def test_what_json_cannot_carry_is_a_value_error_and_changes_nothing(name: str, kind: str) -> None:
@@ -146,6 +150,7 @@ def test_what_json_cannot_carry_is_a_value_error_and_changes_nothing(name: str, 
     assert protocol.encode(EVENTS["insert"]) == fresh.encode(EVENTS["insert"])
 
 
+@pytest.mark.core
 @every_protocol
 def test_what_is_shared_is_the_same_for_every_session_and_at_any_time(name: str) -> None:
     one, other = PROTOCOLS[name].make(), PROTOCOLS[name].make()
@@ -156,6 +161,7 @@ def test_what_is_shared_is_the_same_for_every_session_and_at_any_time(name: str)
         assert one.encode(event) == first == other.encode(event)
 
 
+@pytest.mark.core
 @every_protocol
 def test_what_is_not_shared_begins_the_same_for_every_session(name: str) -> None:
     one, other = PROTOCOLS[name].make(), PROTOCOLS[name].make()
