@@ -473,10 +473,10 @@ async def test_what_subscribe_shows_keeps_lists(tmp_path: Path) -> None:
             )
             tagged = f"""
             datasync.processor = byTag;
-            await datasync.acquire("{names["token"]}");
             lists.done.on("change", () => {{
               console.log(JSON.stringify([lists.open.size, lists.done.size]));
             }});
+            await datasync.acquire("{names["token"]}");
             """
             async with here.web_app("python3 -m http.server --bind 127.0.0.1 8000") as url:
                 script = show + here.moved(page) + lists + tagged
