@@ -356,6 +356,7 @@ async def test_the_live_app_of_the_tutorial_keeps_two_windows_in_step(tmp_path: 
             await page.shows("[ ] Bread")
 
 
+@pytest.mark.seconds(60)
 async def test_the_pages_of_the_tutorial_read_anew_after_a_restart(tmp_path: Path) -> None:
     async with place(tmp_path) as here:
         ports = {
