@@ -56,12 +56,12 @@ class Reorder:
 
     def settle(self, value: Value) -> Value:
         """Return an entry with its late deltas rewritten; call it once for each, in order."""
-        if isinstance(value, Batch) and any(delta.version is not None for delta in value.deltas):
-            self._forget()
-            settled = Batch(tuple(self._settled(value.deltas)))
-            self._forget()
-            return settled
-        return value
+        if not isinstance(value, Batch) or all(delta.version is None for delta in value.deltas):
+            return value
+        self._forget()
+        settled = tuple(self._settled(value.deltas))
+        self._forget()
+        return value if settled == value.deltas else Batch(settled)
 
     def _settled(self, deltas: Sequence[Delta]) -> Iterator[Delta]:
         for delta in deltas:

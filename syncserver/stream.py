@@ -64,7 +64,7 @@ class Stream(Generic[T]):
 
     :param decode: reads the bytes of an entry; pure, never raises.
     :param settle: sees each value once, in order, before it is delivered and kept.
-    :param tail_bytes: how much of the past is kept decoded.
+    :param tail_bytes: how much of the past is kept decoded, and as much of what was settled.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class Stream(Generic[T]):
         self._tail: dict[int, Record[T]] = {}
         self._tail_first = 1
         self._tail_size = 0
+        self._settled: dict[Position, Record[T]] = {}
+        self._settled_size = 0
         self._stop: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
@@ -187,7 +189,9 @@ class Stream(Generic[T]):
     def _deliver(self, record: Record[T]) -> None:
         if self._settle is not None:
             settled = self._settle(record.value)
-            record = Record(record.position, record.previous, settled, record.size)
+            if settled is not record.value:
+                record = Record(record.position, record.previous, settled, record.size)
+                self._remember(record)
         self.cursor = record.position
         self._keep(record)
         try:
@@ -196,7 +200,17 @@ class Stream(Generic[T]):
             logger.exception("An entry of %s was not delivered", self.name)
             self._follower.lost(RefetchReason.FILTER_FAILED)
 
+    def _remember(self, record: Record[T]) -> None:
+        """Keep what was settled otherwise than it stands in the log, for replays from there."""
+        self._settled[record.position] = record
+        self._settled_size += record.size
+        while self._settled_size > self._tail_bytes:
+            self._settled_size -= self._settled.pop(next(iter(self._settled))).size
+
     def _record(self, entry: Entry) -> Record[T]:
+        settled = self._settled.get(entry.position)
+        if settled is not None:
+            return settled
         size = len(entry.data) + _ENTRY_OVERHEAD_BYTES
         return Record(entry.position, entry.previous, self._decode(entry.data), size)
 

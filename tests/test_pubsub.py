@@ -92,10 +92,23 @@ async def test_s16_publishing_on_an_empty_channel_is_fine() -> None:
 
 
 class Restricted(PubSubService):
-    """Lets browsers publish on one channel."""
+    """Lets browsers publish on one channel, and hear all but one."""
 
     def can_publish(self, client: Client, channel: Any) -> bool:
         return channel == "open"
+
+    def can_subscribe(self, client: Client, channel: Any) -> bool:
+        return channel != "secret"
+
+
+async def test_a_channel_that_a_service_keeps_for_itself_cannot_be_heard() -> None:
+    service = Restricted("pubsub")
+    async with serving(service, backend=[PubSubBackend("trusted", service)]) as daemon:
+        peer = await daemon.connect()
+        answer = await peer.call("pubsub", "subscribe", channel="secret")
+        assert (answer["message"], answer["code"]) == ("Not authorized", "not_authorized")
+        await daemon.post("trusted", "publish", channel="secret", message=1)
+        assert await peer.rest() == []
 
 
 async def test_s17_a_restricted_channel_is_for_the_backend_alone() -> None:

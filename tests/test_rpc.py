@@ -443,3 +443,17 @@ def test_s10_the_params_of_a_shown_call_are_sorted() -> None:
 )
 def test_s10_an_ellipsis_counts_in_the_length(text: str, cut: str) -> None:
     assert ellipsis(text, 5) == cut
+
+
+class Labels(RPCService):
+    """Has a command that is called as an attribute of every service."""
+
+    @rpc_command
+    def name(self, req: Request) -> str:
+        return "a label"
+
+
+async def test_a_command_may_be_called_as_an_attribute_of_the_service() -> None:
+    async with serving(Labels("labels")) as daemon:
+        peer = await daemon.connect()
+        assert (await peer.call("labels", "name"))["data"] == "a label"

@@ -236,6 +236,19 @@ async def test_a_value_is_settled_once_and_kept_so() -> None:
     await stream.close()
 
 
+async def test_what_was_settled_is_replayed_so_when_the_tail_is_past_it() -> None:
+    engine, heard, stream = await opened(
+        settle=lambda value: b"settled" if value == b"late" else value, tail_bytes=1_000
+    )
+    start = stream.cursor
+    engine.tell(*engine.add(b"early", b"late", *numbered(20)))
+    reads = engine.reads
+    values = [record.value for record in await stream.read(start, 30)]
+    assert engine.reads > reads
+    assert values == [b"early", b"settled", *numbered(20)]
+    await stream.close()
+
+
 # What the engine gets wrong.
 
 

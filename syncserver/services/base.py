@@ -155,7 +155,7 @@ class RPCService(Service):
         logger.debug("%s.%s", self.name, request.command)
         try:
             method = self._bind(request)
-            result = method(request, **request.params)
+            result = method(self, request, **request.params)
             if inspect.isawaitable(result):
                 return self._finish(request, method, result)
             self._answer(request, method, result)
@@ -171,7 +171,8 @@ class RPCService(Service):
         except TypeError:
             logger.info('Invalid params in RPC service "%s": %s', self.name, request.command)
             raise InvalidParams from None
-        method: Callable[..., Any] = getattr(self, request.command)
+        # Of the class: an attribute of the instance, such as ``name``, may be called the same.
+        method: Callable[..., Any] = getattr(type(self), request.command)
         return method
 
     async def _finish(

@@ -60,11 +60,17 @@ class PubSubService(RPCService):
         """Tell whether a browser may publish on a channel; override it."""
         return self._client_publish
 
+    def can_subscribe(self, client: Client, channel: Any) -> bool:
+        """Tell whether a browser may hear a channel; override it."""
+        return True
+
     @rpc_command
     async def subscribe(self, req: Request, channel: Any) -> None:
         """Send this session what is published on a channel from now on."""
         await self.open()
         key, client = canonical.key(channel), session_of(req)
+        if not self.can_subscribe(client, channel):
+            raise RPCError("Not authorized", code="not_authorized")
         channels = self._channels.get(client, set())
         if key in channels:
             raise RPCError("Already subscribed", code="already_subscribed")
