@@ -230,8 +230,6 @@ def test_how_deltas_are_batched_makes_no_difference(history: History, cut: st.Da
 
 
 def test_without_the_rewriting_a_view_keeps_a_state_that_is_over() -> None:
-    states, arrivals = [0, 1, 2], [change(1, 2, 2), change(0, 1, 1)]
-    assert states[-1] not in (view := {1})
-    assert apply(view, None, arrivals) == 1
-    assert apply(view, None, [*settled(order := reorder(), arrivals[0])]) is None
-    assert apply(view, None, settled(order, arrivals[1])) is None
+    newer, late, view = change(1, 2, 2), change(0, 1, 1), {1}
+    assert apply(view, None, [newer, late]) == 1
+    assert apply(view, None, settled(reorder(), newer, late)) is None

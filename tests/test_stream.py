@@ -237,7 +237,7 @@ async def test_a_value_is_settled_once_and_kept_so() -> None:
 
 
 async def test_what_was_settled_is_replayed_so_when_the_tail_is_past_it() -> None:
-    engine, heard, stream = await opened(
+    engine, _, stream = await opened(
         settle=lambda value: b"settled" if value == b"late" else value, tail_bytes=1_000
     )
     start = stream.cursor
