@@ -51,6 +51,7 @@ export class Emitter {
 // ---------------------------------------------------------------------------- connection
 
 const MAX_TIMER = 2 ** 31 - 1; // a longer delay makes setTimeout fire at once
+const CLOSED = 3; // of WebSocket.readyState
 const STABLE_AFTER = 10_000; // a connection that lived this long starts the backoff anew
 const GONE = new Set(["disconnected", "closed"]); // made here: the connection went, no answer came
 const TEMPORARY = new Set(["unavailable", "timeout"]); // the same acquire may succeed later
@@ -154,8 +155,13 @@ export class SyncServer extends Emitter {
     this.#socket = socket;
     socket.onopen = () => this.#opened(socket);
     socket.onmessage = (event) => this.#received(event.data);
-    socket.onerror = () => {}; // its `close` follows and says more
+    socket.onerror = () => this.after(0, () => this.#failed(socket));
     socket.onclose = (event) => this.#lost({ code: event?.code, reason: event?.reason });
+  }
+
+  /** A socket had an error. Its `close` says more, but some classes send none. */
+  #failed(socket) {
+    if (this.#socket === socket && socket.readyState === CLOSED) this.#lost({});
   }
 
   #detach() {

@@ -166,6 +166,24 @@ test("other codes reconnect", () => {
   }
 });
 
+test("a class that tells of a failed attempt by error alone is tried again", () => {
+  const { socket, clock, events } = rig({});
+  socket.readyState = 3;
+  socket.onerror({});
+  clock.advance(0);
+  assert.deepEqual(delaysOf(events), [250]);
+});
+
+test("an error that a close follows counts once", () => {
+  const { socket, clock, events } = rig({});
+  socket.readyState = 3;
+  const { onerror } = socket;
+  onerror({});
+  socket.lose();
+  clock.advance(0);
+  assert.deepEqual(delaysOf(events), [250]);
+});
+
 test("close settles everything, stops the timers and is final", async () => {
   const { server, socket, clock, events, sockets } = rig({ calc: RPCService });
   socket.open();
