@@ -66,6 +66,7 @@ export class SyncServer extends Emitter {
   #attempts = 0; // attempts since a connection was last good
   #openedAt = Infinity; // when the connection opened
   #cancelReconnect = () => {};
+  #cancelCheck = () => {}; // whether a socket that had an error is closed
   #options;
 
   constructor(url, options = {}) {
@@ -155,7 +156,7 @@ export class SyncServer extends Emitter {
     this.#socket = socket;
     socket.onopen = () => this.#opened(socket);
     socket.onmessage = (event) => this.#received(event.data);
-    socket.onerror = () => this.after(0, () => this.#failed(socket));
+    socket.onerror = () => (this.#cancelCheck = this.after(0, () => this.#failed(socket)));
     socket.onclose = (event) => this.#lost({ code: event?.code, reason: event?.reason });
   }
 
@@ -167,6 +168,7 @@ export class SyncServer extends Emitter {
   #detach() {
     const socket = this.#socket;
     this.#socket = null;
+    this.#cancelCheck();
     if (!socket) return null;
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.onerror = () => {}; // `ws` throws an error that nobody listens to
