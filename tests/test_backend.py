@@ -40,6 +40,7 @@ class Office(RPCService):
         super().__init__(name)
         self.waiting: list[Request] = []
         self.gate = asyncio.Event()
+        self.stopped = False
 
     @rpc_command
     def add(self, req: Request, a: int, b: int) -> int:
@@ -68,7 +69,11 @@ class Office(RPCService):
 
     @rpc_command
     async def slow(self, req: Request) -> str:
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.stopped = True
+            raise
         return "done"
 
     @rpc_command
@@ -414,7 +419,7 @@ async def test_s76_a_command_that_takes_too_long_is_504_and_stopped() -> None:
     async with office(call_seconds=0.05) as (daemon, service):
         response = await daemon.request(body=call_body("office", "slow", {}))
         assert error(response) == (504, "timeout")
-        await until(lambda: not service.gate._waiters)  # type: ignore[attr-defined]
+        await until(lambda: service.stopped)
 
 
 @pytest.mark.parametrize(

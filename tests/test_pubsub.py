@@ -247,7 +247,7 @@ async def test_a_message_published_again_with_its_idempotency_key_is_sent_once()
 async def test_a_message_is_encoded_once_for_all_who_may_share_it(protocol: Any) -> None:
     encoded = []
 
-    class Counting(protocol):  # type: ignore[misc]
+    class Counting(protocol):
         def encode(self, event: Any) -> Any:
             encoded.append(event)
             return super().encode(event)

@@ -38,7 +38,7 @@ Message = dict[str, Any]
 async def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
     """Let the loop turn until a condition holds."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # a condition has no event
+        while not condition():  # a condition has no event
             await asyncio.sleep(0)
 
 
