@@ -20,6 +20,7 @@ from syncserver.stream import Stream
 from syncserver.views import View
 
 _TOLD_PER_TURN = 500
+_LOOK_SECONDS = 1.0
 
 
 class State(enum.Enum):
@@ -153,13 +154,11 @@ class Peers:
     async def tell_in_rounds(self, stream: Stream[Any], limits: Limits) -> None:
         """Tell positions to those whom nothing concerned, so that they are not left behind.
 
-        Every ``position_seconds``, or as soon as the log moved by a quarter of what may be resumed.
+        Every ``position_seconds``, or as soon as the log moved by a quarter of what may be
+        resumed or is retained.
         """
-        told = stream.cursor
         while True:
-            ahead = told.offset + max(1, limits.resume_max_entries // 4)
-            await stream.reached(told._replace(offset=ahead), limits.position_seconds)
-            told = stream.cursor
+            await _round_due(stream, limits)
             for number, peer in enumerate(self):
                 self.tell_position(peer, stream.cursor)
                 if number % _TOLD_PER_TURN == _TOLD_PER_TURN - 1:
@@ -187,3 +186,15 @@ class Peers:
         if frame is None:
             frame = self._position_frames[type(protocol)] = Frame(protocol.encode(event))
         return frame
+
+
+async def _round_due(stream: Stream[Any], limits: Limits) -> None:
+    """Return when the next round of positions is due."""
+    ahead = stream.cursor.offset + max(1, limits.resume_max_entries // 4)
+    target = stream.cursor._replace(offset=ahead)
+    most_bytes = stream.passed_bytes + limits.retention_bytes // 4
+    left = limits.position_seconds
+    while left > 0 and stream.passed_bytes < most_bytes:
+        if await stream.reached(target, min(left, _LOOK_SECONDS)):
+            return
+        left -= _LOOK_SECONDS

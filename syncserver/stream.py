@@ -80,6 +80,7 @@ class Stream(Generic[T]):
         self.name = name
         self.cursor = Position.start()
         self.stale = False
+        self.passed_bytes = 0
         self._engine = engine
         self._follower = follower
         self._decode = decode
@@ -193,6 +194,7 @@ class Stream(Generic[T]):
                 record = Record(record.position, record.previous, settled, record.size)
                 self._remember(record)
         self.cursor = record.position
+        self.passed_bytes += record.size
         self._keep(record)
         try:
             self._follower.deliver(record)

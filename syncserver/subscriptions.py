@@ -188,12 +188,12 @@ class Subscriptions:
         if not session.open:
             await self._claims.let_go(Claim(token, taken.take, kept=resumable))
             raise NoSuchSubscription
-        body = GrantBody.decode(taken.grant.body)
         try:
+            body = GrantBody.decode(taken.grant.body)
             views = self._views.open(body.items)
         except Exception as error:
             if not isinstance(error, InvalidQuery):
-                logger.exception("A dealer refuses an item that it accepted before")
+                logger.exception("A grant is not understood, or a dealer refuses its item now")
             await self._claims.let_go(Claim(token, taken.take, kept=False))
             raise Refetch(RefetchReason.FILTER_CHANGED) from None
         if body.identity is not None:

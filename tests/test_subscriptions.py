@@ -504,6 +504,18 @@ async def test_a_quiet_session_is_told_early_when_the_stream_moves_fast(most: in
 
 
 @on_virtual_time
+async def test_a_quiet_session_is_told_soon_when_the_stream_moves_by_many_bytes() -> None:
+    limits = replace(LIMITS, position_seconds=1_000, retention_bytes=4_000)
+    async with running(limits) as node:
+        peer = node.peer()
+        await peer.acquire(await node.grant(1))
+        while node.stream.passed_bytes <= 1_000:
+            await node.publish(7)
+        await asyncio.sleep(3)
+        assert len(peer.told()) == 1
+
+
+@on_virtual_time
 async def test_a_quiet_session_can_always_resume() -> None:
     limits = replace(LIMITS, resume_max_entries=100, retention_entries=100)
     async with running(limits) as node:

@@ -30,6 +30,7 @@ from syncserver.errors import IdempotencyConflict, PositionLost, RefetchReason
 from syncserver.position import START_MARK, Position
 
 _SWEEP_SECONDS = 1.0
+_MAX_KEYS = 100_000
 _ENTRY_OVERHEAD_BYTES = 300
 
 
@@ -268,7 +269,8 @@ class _Log:
             self.first += 1
         while self.keys:
             key, known = next(iter(self.keys.items()))
-            if now - known.at < self.limits.idempotency_seconds:
+            is_young = now - known.at < self.limits.idempotency_seconds
+            if is_young and len(self.keys) <= _MAX_KEYS:
                 break
             del self.keys[key]
 
