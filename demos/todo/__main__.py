@@ -83,7 +83,7 @@ def pick(name: str, wanted: int, *, any_port: bool) -> int:
     """Return a port to listen on: the usual one if it is free."""
     port = 0 if any_port else free_port(wanted)
     if port != wanted and not any_port:
-        say("note", f"port {wanted} ({name}) is taken, by an earlier run?; another is used")
+        say("note", f"port {wanted} ({name}) is taken, perhaps by an earlier run; using another")
     return port
 
 

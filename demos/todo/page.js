@@ -20,11 +20,11 @@ function log(kind, text) {
   time.textContent = new Date().toLocaleTimeString("en-GB");
   const line = document.createElement("span");
   line.textContent = text;
-  const item = document.createElement("li");
-  item.className = kind;
-  item.append(time, line);
+  const entry = document.createElement("div");
+  entry.className = kind;
+  entry.append(time, line);
   const events = $("#events");
-  events.append(item);
+  events.append(entry);
   while (events.childElementCount > MAX_EVENTS) events.firstElementChild.remove();
   events.scrollTop = events.scrollHeight;
 }
@@ -91,7 +91,13 @@ function newItem(id) {
   box.addEventListener("change", async () => {
     if (!await save("PATCH", `/tasks/${id}`, { done: box.checked })) box.checked = !box.checked;
   });
-  item.querySelector(".title").addEventListener("dblclick", () => rename(item, id));
+  const title = item.querySelector(".title");
+  title.addEventListener("dblclick", () => rename(item, id));
+  title.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // it would go on into the field
+    rename(item, id);
+  });
   item.querySelector(".delete").addEventListener("click", () => save("DELETE", `/tasks/${id}`));
   return item;
 }
@@ -125,7 +131,9 @@ function rename(item, id) {
   };
   input.addEventListener("blur", () => close(true));
   input.addEventListener("keydown", ({ key }) => {
-    if (key === "Enter" || key === "Escape") close(key === "Enter");
+    if (key !== "Enter" && key !== "Escape") return;
+    close(key === "Enter");
+    title.focus();
   });
 }
 

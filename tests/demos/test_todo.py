@@ -281,7 +281,8 @@ async def test_what_was_committed_before_a_crash_is_published_after_it(
 ) -> None:
     """SIGKILL between commit and POST: the delta is on disk, and the next process posts it."""
     async with running_daemon(tmp_path) as daemon:
-        key = {"SYNCSERVER_API_KEY": daemon.key}
+        # What a killed app leaves in its temporary directory goes with the test's own.
+        key = {"SYNCSERVER_API_KEY": daemon.key, "TMPDIR": str(tmp_path)}
         with Backend(daemon.backend, daemon.key) as backend:
             token = await token_of(backend, "all")
         async with listening(daemon.frontend, token) as peer:
@@ -299,7 +300,7 @@ async def test_what_was_committed_before_a_crash_is_published_after_it(
 async def test_a_crash_after_the_post_repeats_nothing(tmp_path: Path, database: Database) -> None:
     """SIGKILL between POST and answer: the next process posts the same batch, which counts once."""
     async with running_daemon(tmp_path) as daemon, gate_to(daemon.backend) as gate:
-        key = {"SYNCSERVER_API_KEY": daemon.key}
+        key = {"SYNCSERVER_API_KEY": daemon.key, "TMPDIR": str(tmp_path)}
         arguments = attached(daemon.frontend, gate.url, database.path)
         with Backend(daemon.backend, daemon.key) as backend:
             token = await token_of(backend, "all")

@@ -126,6 +126,19 @@ async def test_titles_are_text_whatever_is_in_them(tmp_path: Path) -> None:
             assert await page.value("document.querySelectorAll('img').length") == 0
 
 
+async def test_all_can_be_done_with_the_keyboard(tmp_path: Path) -> None:
+    async with two_windows(tmp_path / "todo.sqlite", "Milk") as (_, left, right):
+        await left.value("document.querySelector('#open .title').focus()")
+        await left.press("Enter", 13)
+        await left.type("Oat milk")
+        await left.press("Enter", 13)
+        await shows(right, all=["Oat milk"], open=["Oat milk"])
+        assert await left.value("document.activeElement.className") == "title"
+        await left.value("document.querySelector('#all .delete').focus()")
+        await left.press("Enter", 13)
+        await shows(right, all=[], open=[])
+
+
 async def test_escape_leaves_the_title_as_it_was(tmp_path: Path) -> None:
     async with two_windows(tmp_path / "todo.sqlite", "Milk") as (app, left, right):
         await left.click("#all .title", count=2)
