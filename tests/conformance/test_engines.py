@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +35,7 @@ from syncserver.engines.base import (
     taken_notice,
 )
 from syncserver.engines.memory import MemoryEngine
+from syncserver.engines.sqlite import SQLiteEngine
 from syncserver.errors import IdempotencyConflict, PositionLost, RefetchReason
 from syncserver.position import START_MARK, Position
 from tests.support.delayed import Delayed
@@ -88,9 +92,29 @@ class DelayedMemory(Store):
         return Delayed(MemoryEngine(limits, clock=self.clock), random.Random(1))
 
 
+class SQLite(Store):
+    reopens = True
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__(folder or Path(tempfile.mkdtemp()))
+        if folder is None:
+            weakref.finalize(self, shutil.rmtree, self.folder)
+
+    def make(self, limits: Limits) -> Engine:
+        url = f"sqlite://{self.folder}/log.db?synchronous=normal"
+        return SQLiteEngine(limits, url, clock=self.clock)
+
+
+class DelayedSQLite(SQLite):
+    def make(self, limits: Limits) -> Engine:
+        return Delayed(super().make(limits), random.Random(1))
+
+
 ENGINES: dict[str, Callable[[Path | None], Store]] = {
     "memory": Memory,
     "delayed memory": DelayedMemory,
+    "sqlite": SQLite,
+    "delayed sqlite": DelayedSQLite,
 }
 
 
@@ -915,6 +939,13 @@ class Machine(RuleBasedStateMachine):
             model.revoked = True
             model.deadline = self.store.now + seconds
             self.appended(model.grant.stream, revoked_notice(token))
+
+    @precondition(lambda self: self.store.reopens)
+    @rule()
+    def reopen(self) -> None:
+        self.following.clear()
+        self.run(self.engine.close())
+        self.engine = self.run(self.make())
 
     @rule(seconds=st.sampled_from((1, 5, 15)))
     def pass_time(self, seconds: int) -> None:

@@ -6,11 +6,13 @@ Taking out the replay, the cursor check or the look after an await makes these f
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 import types
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,12 +20,14 @@ import syncserver.joining
 from syncserver.config import Limits
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
+from syncserver.engines.sqlite import SQLiteEngine
 from syncserver.protocols.native import NativeProtocol
 from tests.support.delayed import Delayed
 from tests.support.toy import ToyProtocol
 from tests.support.world import World
 
 RUNS = 1_000
+FEWER_RUNS = 100
 
 LIMITS = Limits(tail_bytes=2_000)
 TIGHT = replace(LIMITS, retention_entries=6, tail_bytes=700)
@@ -39,8 +43,20 @@ def delayed(rng: random.Random, limits: Limits) -> Engine:
 
 ENGINES = [memory, delayed]
 
+Make = Callable[[random.Random, Limits], Engine]
 
-async def explore(engine: Callable[[random.Random, Limits], Engine], runs: int) -> Counter[str]:
+
+def in_files(folder: Path) -> Make:
+    """Return a maker of SQLite engines, each on a file of its own."""
+    numbers = itertools.count()
+
+    def make(rng: random.Random, limits: Limits) -> Engine:
+        return SQLiteEngine(limits, f"sqlite://{folder}/{next(numbers)}.db?synchronous=normal")
+
+    return make
+
+
+async def explore(engine: Make, runs: int) -> Counter[str]:
     """Run worlds with seeds 0, 1, ...; return why subscriptions ended."""
     reasons: Counter[str] = Counter()
     for seed in range(runs):
@@ -60,11 +76,22 @@ async def explore(engine: Callable[[random.Random, Limits], Engine], runs: int) 
 @pytest.mark.seconds(120)
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_every_page_ends_equal_to_the_database_and_sees_each_change_once(
-    engine: Callable[[random.Random, Limits], Engine],
+    engine: Make,
 ) -> None:
     reasons = await explore(engine, RUNS)
     assert reasons["revoked"] > RUNS / 10
     assert reasons["trimmed"]
+
+
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("late", [False, True], ids=["sqlite", "delayed sqlite"])
+async def test_so_it_does_on_a_log_in_a_file(tmp_path: Path, late: bool) -> None:
+    make = in_files(tmp_path)
+    reasons = await explore(
+        lambda rng, limits: Delayed(make(rng, limits), rng) if late else make(rng, limits),
+        FEWER_RUNS,
+    )
+    assert reasons["revoked"] > FEWER_RUNS / 10
 
 
 MUTANTS = {
