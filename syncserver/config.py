@@ -120,7 +120,7 @@ class Limits:
     refetch_per_second: int = 500
     ping_seconds: float = 25
     pong_seconds: float = 10
-    stall_seconds: float = 10
+    stall_seconds: float = 30
     call_seconds: float = 30
     drain_seconds: float = 10
     max_message_bytes: int = 64 * 1024
