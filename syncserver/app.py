@@ -57,10 +57,11 @@ def make_engine(config: Config) -> Engine:
     try:
         make = _load(ENGINES[kind])
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        mend = f"pip install 'syncserver[{error.name}]'"
-        raise ConfigError(f"engine {kind}: the package {error.name} is missing; {mend}") from None
+        mend = f"pip install 'syncserver[{package}]'"
+        raise ConfigError(f"engine {kind}: the package {package} is missing; {mend}") from None
     engine: Engine = make(config.limits, config.engine) if address else make(config.limits)
     return engine
 
@@ -111,6 +112,8 @@ async def _serve(config: Config, application: str | None) -> int:
         registries = load_registries(application)
     else:
         registries, engine = build(config)
+    if engine is not None:
+        await engine.open()
     server = make_server(config, registries, engine)
     await server.start()
     signals: asyncio.Queue[int] = asyncio.Queue()

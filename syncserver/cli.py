@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from syncserver.configfile import load
-from syncserver.errors import ConfigError
+from syncserver.errors import ConfigError, Unavailable
 from syncserver.version import __version__
 
-CANNOT_LISTEN = 69
+UNAVAILABLE = 69
 INTERNAL = 70
 CANNOT_WRITE = 73
 REFUSED = 78
@@ -158,6 +158,9 @@ def _serve(options: argparse.Namespace) -> int:
     config = load(options.config, os.environ, app.KNOWN)
     try:
         return app.run(config, application=options.app)
+    except Unavailable as error:
+        mend = "start it, or change engine"
+        return _fail(UNAVAILABLE, f"engine {config.shown_engine}: {error}; {mend}")
     except OSError as error:
         if error.errno not in _BIND_ERRNOS and not isinstance(error, socket.gaierror):
             raise
@@ -165,7 +168,7 @@ def _serve(options: argparse.Namespace) -> int:
             f"{door.address} port {door.port}" for door in (config.frontend, config.backend)
         )
         mend = "is another daemon running? Else change address or port of [frontend] or [backend]"
-        return _fail(CANNOT_LISTEN, f"cannot listen on {doors}: {error.strerror}; {mend}")
+        return _fail(UNAVAILABLE, f"cannot listen on {doors}: {error.strerror}; {mend}")
 
 
 def _copy_client(options: argparse.Namespace) -> int:

@@ -204,5 +204,5 @@ def test_the_reference_names_every_command_flag_and_exit_code() -> None:
     ):
         assert f"``{term}``" in page
     codes = {int(code) for code in re.findall(r"(?m)^(\d+) +\w", page)}
-    own = {cli.CANNOT_LISTEN, cli.INTERNAL, cli.CANNOT_WRITE, cli.REFUSED, cli.INTERRUPTED}
+    own = {cli.UNAVAILABLE, cli.INTERNAL, cli.CANNOT_WRITE, cli.REFUSED, cli.INTERRUPTED}
     assert codes == {0, 1, 2} | own

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from syncserver.app import KNOWN
+from syncserver.app import KNOWN, make_engine
 from syncserver.config import (
     Backend,
     Config,
@@ -255,6 +255,19 @@ def test_an_engine_is_shown_without_its_password(
 def test_the_variable_of_the_engine_may_hold_its_password(tmp_path: Path) -> None:
     env = environ(tmp_path, SYNCSERVER_ENGINE="redis://:secret@h/0")
     assert load(None, env, KNOWN).engine == "redis://:secret@h/0"
+
+
+def test_an_engine_whose_package_is_missing_is_refused_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("syncserver.engines.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError) as caught:
+        make_engine(Config(engine="redis://:secret@h"))
+    assert str(caught.value) == (
+        "engine redis: the package redis is missing; pip install 'syncserver[redis]'"
+    )
 
 
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:

@@ -145,6 +145,13 @@ class Engine(ABC):
         For so long the token answers GrantRevoked.
         """
 
+    async def open(self) -> None:
+        """Reach the store before anything is served; Unavailable says what is wrong with it.
+
+        A program may leave it out: every other method reaches for the store too.
+        """
+        return
+
     async def check(self) -> None:
         """Raise Unavailable when the store is out of reach; used for ``/ready``."""
         return

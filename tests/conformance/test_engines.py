@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -35,9 +36,11 @@ from syncserver.engines.base import (
     taken_notice,
 )
 from syncserver.engines.memory import MemoryEngine
+from syncserver.engines.redis import RedisEngine
 from syncserver.engines.sqlite import SQLiteEngine
 from syncserver.errors import IdempotencyConflict, PositionLost, RefetchReason
 from syncserver.position import START_MARK, Position
+from tests.support import valkey
 from tests.support.delayed import Delayed
 
 JUNK = bytes(range(256)) * 2
@@ -87,6 +90,27 @@ class Memory(Store):
         return MemoryEngine(limits, clock=self.clock)
 
 
+class Redis(Store):
+    reopens = True
+    follows_the_append = False
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__(folder)
+        self.server, self.prefix = valkey.shared(), secrets.token_hex(8)
+
+    def make(self, limits: Limits) -> Engine:
+        return RedisEngine(limits, f"{self.server.url}?prefix={self.prefix}")
+
+    async def pass_time(self, seconds: float) -> None:
+        await super().pass_time(seconds)
+        self.server.pass_time(self.prefix, seconds)
+
+
+class DelayedRedis(Redis):
+    def make(self, limits: Limits) -> Engine:
+        return Delayed(super().make(limits), random.Random(1))
+
+
 class DelayedMemory(Store):
     def make(self, limits: Limits) -> Engine:
         return Delayed(MemoryEngine(limits, clock=self.clock), random.Random(1))
@@ -113,6 +137,8 @@ class DelayedSQLite(SQLite):
 ENGINES: dict[str, Callable[[Path | None], Store]] = {
     "memory": Memory,
     "delayed memory": DelayedMemory,
+    "redis": Redis,
+    "delayed redis": DelayedRedis,
     "sqlite": SQLite,
     "delayed sqlite": DelayedSQLite,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+import secrets
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -20,8 +21,10 @@ import syncserver.joining
 from syncserver.config import Limits
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
+from syncserver.engines.redis import RedisEngine
 from syncserver.engines.sqlite import SQLiteEngine
 from syncserver.protocols.native import NativeProtocol
+from tests.support import valkey
 from tests.support.delayed import Delayed
 from tests.support.toy import ToyProtocol
 from tests.support.world import World
@@ -91,6 +94,18 @@ async def test_so_it_does_on_a_log_in_a_file(tmp_path: Path, late: bool) -> None
         lambda rng, limits: Delayed(make(rng, limits), rng) if late else make(rng, limits),
         FEWER_RUNS,
     )
+    assert reasons["revoked"] > FEWER_RUNS / 10
+
+
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("late", [False, True], ids=["redis", "delayed redis"])
+async def test_so_it_does_on_a_log_in_redis(late: bool) -> None:
+    def make(rng: random.Random, limits: Limits) -> Engine:
+        url = f"{valkey.shared().url}?prefix={secrets.token_hex(8)}"
+        engine = RedisEngine(limits, url)
+        return Delayed(engine, rng) if late else engine
+
+    reasons = await explore(make, FEWER_RUNS)
     assert reasons["revoked"] > FEWER_RUNS / 10
 
 

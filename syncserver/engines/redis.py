@@ -1,0 +1,192 @@
+"""The engine of many nodes: logs and grants in one Redis or Valkey that all of them share.
+
+Whatever changes a log or a grant is one Lua script (``redis_scripts``), so that
+it is done whole or not at all, and in one order for all nodes. Scripts may be called
+twice: what failed on its way is tried once more, and after that it is in doubt and
+Unavailable is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import unquote
+
+from syncserver.config import Limits
+from syncserver.engines.base import (
+    Engine,
+    Entry,
+    Grant,
+    GrantHeld,
+    GrantMissing,
+    GrantRevoked,
+    Listener,
+    Taken,
+    revoked_notice,
+    taken_notice,
+)
+from syncserver.engines.redis_appends import Appends, Keys, milliseconds, new_mark, quoted
+from syncserver.engines.redis_link import Links, unavailable
+from syncserver.engines.redis_reader import Reader, chained
+from syncserver.engines.redis_scripts import HEAD, PUT, READ, RELEASE, RENEW, REVOKE, TAKE
+from syncserver.errors import PositionLost, RefetchReason, Unavailable
+from syncserver.position import Position
+
+logger = logging.getLogger("syncserver.engine")
+
+_READ_BYTES = 1024 * 1024
+_FOLLOW_ENTRIES = 256
+_RENEW_TOKENS = 500
+_START_SECONDS = 5.0
+_OLDEST = (6, 2)
+
+
+class RedisEngine(Engine):
+    """Keep everything in Redis, under keys that begin with ``{prefix}:``.
+
+    :param url: ``redis://``, ``rediss://`` or ``unix://``, with the options ``prefix``,
+        ``timeout_seconds``, ``db`` and ``ssl_...``; ConfigError if it is none.
+    """
+
+    def __init__(self, limits: Limits | None, url: str) -> None:
+        self._links = Links(url)
+        self._keys = Keys(self._links.prefix, limits or Limits())
+        self._appends = Appends(self._links, self._keys)
+        self._readers: dict[str, Reader] = {}
+
+    async def open(self) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                (info,) = await self._links.ask([("INFO",)])
+        except TimeoutError:
+            raise Unavailable("Redis does not answer in time") from None
+        if isinstance(info, Exception):
+            raise unavailable(info)
+        facts = dict(re.findall(r"(?m)^([a-z_]+):(.*?)\r?$", info.decode("utf-8", "replace")))
+        version = tuple(map(int, re.findall(r"\d+", facts.get("redis_version", ""))))
+        if version and version < _OLDEST:
+            raise Unavailable(f"Redis is too old ({facts['redis_version']}); 6.2 is needed")
+        policy = facts.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            logger.warning(
+                "Redis may evict what syncserver keeps (maxmemory-policy is %s), and clients then"
+                " fetch all again; set it to noeviction",
+                policy,
+            )
+
+    async def append(
+        self, stream: str, data: bytes, *, idempotency_key: str | None = None
+    ) -> Position:
+        return await self._appends.append(stream, data, idempotency_key)
+
+    async def head(self, stream: str) -> Position:
+        meta = self._keys.key("m", quoted(stream))
+        head = await self._links.call(HEAD, [meta], *self._keys.retention(), quoted(stream))
+        return _position(head)
+
+    async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
+        keys = [self._keys.key(kind, quoted(stream)) for kind in "ml"]
+        raw = await self._links.call(READ, keys, *after, limit, _READ_BYTES)
+        if isinstance(raw, bytes):
+            raise PositionLost(RefetchReason(raw.decode()))
+        entries, reason = chained(after, raw)
+        if reason is not None and not entries:
+            raise PositionLost(reason)
+        return entries
+
+    async def follow(self, stream: str, after: Position, listener: Listener) -> Callable[[], None]:
+        reader = self._readers.get(stream)
+        if reader is None:
+            reader = self._readers[stream] = self._reader(stream)
+        return await reader.follow(after, listener)
+
+    async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
+        arguments = (quoted(grant.stream), str(grant.position), grant.body)
+        await self._links.call(PUT, [self._grant(token)], *arguments, milliseconds(seconds))
+
+    async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:
+        before, after = taken_notice(token, 0).rsplit(b"0", 1)
+        answer = await self._links.call(
+            TAKE,
+            [self._grant(token)],
+            *self._keys.retention(),
+            secrets.token_hex(8),
+            int(resumable),
+            milliseconds(seconds),
+            new_mark(),
+            before,
+            after,
+        )
+        return _taken(answer)
+
+    async def renew_grants(self, tokens: Iterable[str], seconds: float) -> list[str]:
+        asked = list(tokens)
+        parts = [asked[n : n + _RENEW_TOKENS] for n in range(0, len(asked), _RENEW_TOKENS)]
+        gone: list[str] = []
+        for part in parts:
+            keys = [self._grant(token) for token in part]
+            answer = await self._links.call(RENEW, keys, milliseconds(seconds))
+            gone += [part[number] for number in answer]
+        return gone
+
+    async def release_grant(self, token: str, take: int, seconds: float) -> None:
+        await self._links.call(RELEASE, [self._grant(token)], take, milliseconds(seconds))
+
+    async def revoke_grant(self, token: str, seconds: float) -> bool:
+        answer = await self._links.call(
+            REVOKE,
+            [self._grant(token)],
+            *self._keys.retention(),
+            secrets.token_hex(8),
+            milliseconds(seconds),
+            new_mark(),
+            revoked_notice(token),
+        )
+        return bool(answer)
+
+    async def check(self) -> None:
+        (answer,) = await self._links.ask([("PING",)])
+        if isinstance(answer, Exception):
+            raise unavailable(answer)
+
+    async def close(self) -> None:
+        for reader in self._readers.values():
+            await reader.close()
+        await self._appends.close()
+        await self._links.close()
+
+    def _grant(self, token: str) -> str:
+        return self._keys.key("g", token)
+
+    def _reader(self, stream: str) -> Reader:
+        return Reader(
+            self._links,
+            lambda after: self.read(stream, after, _FOLLOW_ENTRIES),
+            lambda: self.head(stream),
+            entries_key=self._keys.key("l", quoted(stream)),
+            meta_key=self._keys.key("m", quoted(stream)),
+        )
+
+
+def _position(text: Any) -> Position:
+    try:
+        return Position.parse(text.decode("ascii"))
+    except (AttributeError, ValueError):
+        raise Unavailable("Redis holds what is not of syncserver") from None
+
+
+def _taken(answer: Any) -> Taken:
+    match answer:
+        case b"missing":
+            raise GrantMissing
+        case b"revoked":
+            raise GrantRevoked
+        case b"held":
+            raise GrantHeld
+        case [stream, position, body, take]:
+            return Taken(Grant(unquote(stream.decode()), _position(position), body), take)
+    raise Unavailable("Redis holds what is not of syncserver")
