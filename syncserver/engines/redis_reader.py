@@ -73,11 +73,11 @@ class Reader:
     async def follow(self, after: Position, listener: Listener) -> Callable[[], None]:
         """Tell a listener what follows ``after``, until the result is called."""
         follower = Follower(listener, after.offset)
-        entries = await self._read(after)
-        while entries and self._is_past(after):
-            follower.tell(entries)
-            after = entries[-1].position
-            entries = await self._read(after) if self._is_past(after) else []
+        await self._read(after)
+        while self._is_past(after):
+            if entries := await self._read(after):
+                follower.tell(entries)
+                after = entries[-1].position
         if self._task is None:
             self._last, self._stale = after, False
             self._task = asyncio.ensure_future(self._run())
