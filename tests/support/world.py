@@ -1,9 +1,9 @@
 """A web app, its database and its browsers around one service, at random.
 
-The writer commits and then publishes, in order. A browser takes a token, reads the database, acquires,
-and applies what comes as the client library does. It is cut at any moment, resumes, is taken
-over, cancels, is revoked. At the end every browser has to hold what the database
-holds, and to have been sent exactly what the log says, each change once.
+The writer commits and then publishes, in order. A browser takes a token, reads the
+database, acquires, and applies what comes as the client library does. It is cut at any
+moment, resumes, is taken over, cancels, is revoked. At the end every browser has to hold
+what the database holds, and to have been sent exactly what the log says, each change once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from syncserver.config import Limits
-from syncserver.delta import Delta, Kind
 from syncserver.dealers import BroadcastDealer, Dealer, FilterDealer, KeyedDealer
+from syncserver.delta import Delta, Kind
 from syncserver.engines.base import Engine
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
