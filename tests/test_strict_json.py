@@ -260,8 +260,11 @@ def test_the_writer_nests_as_deep_as_the_reader() -> None:
 
 
 @pytest.mark.parametrize(("element", "counts"), [("", 1), ([], 2), ({}, 2), ([1], 2), ([1, 2], 3)])
-def test_the_writer_counts_elements_as_the_reader_does(element: Any, counts: int) -> None:
-    fitting = [element] * (MAX_ELEMENTS // counts)
+def test_the_writer_counts_elements_as_the_reader_does(
+    element: Any, counts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strict_json, "MAX_ELEMENTS", 600)
+    fitting = [element] * (600 // counts)
     assert strict_json.decode(strict_json.encode(fitting)) == fitting
     with pytest.raises(ValueError, match="elements"):
         strict_json.encode([*fitting, element])
