@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.registry import ServiceRegistry
 from syncserver.server import Registries, Server
+from syncserver.workers import reserved, supervise
 
 logger = logging.getLogger("syncserver.app")
 
@@ -75,10 +77,22 @@ def build(config: Config) -> tuple[Registries, Engine]:
     return (frontend, backend), engine
 
 
-def make_server(config: Config, registries: Registries, engine: Engine | None = None) -> Server:
+def make_server(
+    config: Config,
+    registries: Registries,
+    engine: Engine | None = None,
+    *,
+    reuse_port: bool = False,
+) -> Server:
     """Return a server that speaks all wire protocols and has the browser library."""
-    protocols = {path: _load(protocol) for path, protocol in PROTOCOLS.values()}
-    return Server(config, registries, engine, protocols=protocols, files=client_files())
+    return Server(
+        config,
+        registries,
+        engine,
+        protocols={path: _load(protocol) for path, protocol in PROTOCOLS.values()},
+        files=client_files(),
+        reuse_port=reuse_port,
+    )
 
 
 def load_registries(reference: str) -> Registries:
@@ -97,30 +111,59 @@ def load_registries(reference: str) -> Registries:
             )
 
 
-def run(config: Config, *, application: str | None = None) -> int:
+def run(config: Config, *, application: str | None = None, workers: int = 1) -> int:
     """Serve until a signal comes; return the exit code of the process.
 
-    The first SIGTERM or SIGINT drains (0), the second ends at once (1).
+    The first SIGTERM or SIGINT drains (0), the second ends at once (1). Several workers
+    share the ports, and need engines that they can share.
     """
-    return asyncio.run(_serve(config, application))
-
-
-async def _serve(config: Config, application: str | None) -> int:
-    engine: Engine | None = None
     if application is not None:
         sys.path.insert(0, "")
-        registries = load_registries(application)
+        registries, engine = load_registries(application), None
     else:
         registries, engine = build(config)
+    if workers == 1:
+        return asyncio.run(_serve(config, registries, engine))
+    _check_shared(registries, workers)
+    frontend, backend = config.frontend, config.backend
+    with (
+        reserved(frontend.address, frontend.port) as frontend_port,
+        reserved(backend.address, backend.port) as backend_port,
+    ):
+        placed = replace(
+            config,
+            frontend=replace(frontend, port=frontend_port),
+            backend=replace(backend, port=backend_port),
+        )
+        return supervise(
+            workers,
+            lambda number: asyncio.run(_serve(placed, registries, engine, worker=number)),
+        )
+
+
+def _check_shared(registries: Registries, workers: int) -> None:
+    for registry in registries:
+        for service in registry.registered_services.values():
+            if service.engine is not None and not service.engine.shared:
+                raise ConfigError(
+                    f"--workers {workers}: the engine of {service.name} serves one process;"
+                    ' set engine = "redis://HOST", or leave --workers out'
+                )
+
+
+async def _serve(
+    config: Config, registries: Registries, engine: Engine | None, *, worker: int | None = None
+) -> int:
     if engine is not None:
         await engine.open()
-    server = make_server(config, registries, engine)
+    server = make_server(config, registries, engine, reuse_port=worker is not None)
     await server.start()
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
-    sys.stdout.flush()
+    if not worker:
+        sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
+        sys.stdout.flush()
     await signals.get()
     logger.info("Draining; a second signal ends at once")
     drain = asyncio.ensure_future(server.drain())

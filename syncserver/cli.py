@@ -32,6 +32,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 logger = logging.getLogger("syncserver.cli")
 
 _ABOUT = ("-h", "--help", "--version")
+_MAX_WORKERS = 256
 _LEVELS = ("debug", "info", "warning", "error")
 _BIND_ERRNOS = {
     errno.EACCES,
@@ -122,6 +123,14 @@ def _add_serve(commands: Commands) -> None:
         " returns one, in place of the [services] of the file",
     )
     parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        default=1,
+        help="processes that share the ports and the store; needs an engine for several"
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
         "--log-level",
         metavar="LEVEL",
         type=str.lower,
@@ -151,13 +160,19 @@ def _add_client(commands: Commands) -> None:
     parser.set_defaults(run=_copy_client)
 
 
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {_MAX_WORKERS}")
+    return int(text)
+
+
 def _serve(options: argparse.Namespace) -> int:
     from syncserver import app  # noqa: PLC0415  # --help does not wait for Tornado
 
     _log_to_stderr(options.log_level)
     config = load(options.config, os.environ, app.KNOWN)
     try:
-        return app.run(config, application=options.app)
+        return app.run(config, application=options.app, workers=options.workers)
     except Unavailable as error:
         mend = "start it, or change engine"
         return _fail(UNAVAILABLE, f"engine {config.shown_engine}: {error}; {mend}")

@@ -45,6 +45,7 @@ class Server:
     :param registries: for browsers, and for the web app.
     :param protocols: paths and the wire protocols that are spoken there.
     :param files: names and places of the browser library's files.
+    :param reuse_port: share the addresses with other processes.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Server:
         *,
         protocols: Mapping[str, type[Protocol]],
         files: Mapping[str, Path],
+        reuse_port: bool = False,
     ) -> None:
         self.config = config
         self._protocols = protocols
         self._files = files
+        self._reuse_port = reuse_port
         self.frontend, self.backend = registries
         self._engine = engine
         self._wheel = Wheel()
@@ -147,7 +150,7 @@ class Server:
             max_header_size=_HEADER_BYTES,
             max_body_size=4 * self.config.limits.max_body_bytes,
         )
-        sockets = bind_sockets(port, address)
+        sockets = bind_sockets(port, address, reuse_port=self._reuse_port)
         door.add_sockets(sockets)
         self._doors[name] = door
         bound: int = sockets[0].getsockname()[1]

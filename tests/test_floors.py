@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("services/",),
     ("registry",),
     ("handlers/",),
-    ("server", "app", "cli", "__main__"),
+    ("server", "workers", "app", "cli", "__main__"),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
@@ -61,6 +61,7 @@ STANDS_ON = {
     ("engines.sqlite_store", "engines.sqlite_grants"),
     ("engines.sqlite_reader", "engines.sqlite_file"),
     ("app", "server"),
+    ("app", "workers"),
     ("cli", "app"),
     ("__main__", "cli"),
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from syncserver.errors import RefetchReason
 from syncserver.position import Position
@@ -85,6 +85,9 @@ def revoked_notice(token: str) -> bytes:
 
 class Engine(ABC):
     """The log and the grants. Every method may be called at any time by many tasks."""
+
+    shared: ClassVar[bool] = False
+    """Whether several processes may use one store at a time."""
 
     @abstractmethod
     async def append(

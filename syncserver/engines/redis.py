@@ -12,9 +12,11 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
+
+from redis.exceptions import NoPermissionError
 
 from syncserver.config import Limits
 from syncserver.engines.base import (
@@ -43,6 +45,8 @@ _FOLLOW_ENTRIES = 256
 _RENEW_TOKENS = 500
 _START_SECONDS = 5.0
 _OLDEST = (6, 2)
+_LOST = (b"epoch", b"rollback", b"trimmed", b"fork")
+_STRANGE = "Redis answers what syncserver does not know"
 
 
 class RedisEngine(Engine):
@@ -51,6 +55,8 @@ class RedisEngine(Engine):
     :param url: ``redis://``, ``rediss://`` or ``unix://``, with the options ``prefix``,
         ``timeout_seconds``, ``db`` and ``ssl_...``; ConfigError if it is none.
     """
+
+    shared = True
 
     def __init__(self, limits: Limits | None, url: str) -> None:
         self._links = Links(url)
@@ -64,19 +70,11 @@ class RedisEngine(Engine):
                 (info,) = await self._links.ask([("INFO",)])
         except TimeoutError:
             raise Unavailable("Redis does not answer in time") from None
+        if isinstance(info, NoPermissionError):
+            return  # whoever gave the user so few rights knows that server
         if isinstance(info, Exception):
             raise unavailable(info)
-        facts = dict(re.findall(r"(?m)^([a-z_]+):(.*?)\r?$", info.decode("utf-8", "replace")))
-        version = tuple(map(int, re.findall(r"\d+", facts.get("redis_version", ""))))
-        if version and version < _OLDEST:
-            raise Unavailable(f"Redis is too old ({facts['redis_version']}); 6.2 is needed")
-        policy = facts.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            logger.warning(
-                "Redis may evict what syncserver keeps (maxmemory-policy is %s), and clients then"
-                " fetch all again; set it to noeviction",
-                policy,
-            )
+        _look_at(dict(re.findall(r"(?m)^([a-z_]+):(.*?)\r?$", info.decode("utf-8", "replace"))))
 
     async def append(
         self, stream: str, data: bytes, *, idempotency_key: str | None = None
@@ -91,8 +89,10 @@ class RedisEngine(Engine):
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         keys = [self._keys.key(kind, quoted(stream)) for kind in "ml"]
         raw = await self._links.call(READ, keys, *after, limit, _READ_BYTES)
-        if isinstance(raw, bytes):
+        if raw in _LOST:
             raise PositionLost(RefetchReason(raw.decode()))
+        if not isinstance(raw, list):
+            raise Unavailable(_STRANGE)
         entries, reason = chained(after, raw)
         if reason is not None and not entries:
             raise PositionLost(reason)
@@ -130,6 +130,8 @@ class RedisEngine(Engine):
         for part in parts:
             keys = [self._grant(token) for token in part]
             answer = await self._links.call(RENEW, keys, milliseconds(seconds))
+            if not isinstance(answer, list):
+                raise Unavailable(_STRANGE)
             gone += [part[number] for number in answer]
         return gone
 
@@ -164,6 +166,7 @@ class RedisEngine(Engine):
 
     def _reader(self, stream: str) -> Reader:
         return Reader(
+            stream,
             self._links,
             lambda after: self.read(stream, after, _FOLLOW_ENTRIES),
             lambda: self.head(stream),
@@ -172,11 +175,25 @@ class RedisEngine(Engine):
         )
 
 
+def _look_at(facts: Mapping[str, str]) -> None:
+    """Refuse a server that is too old, and warn of one that may throw things away."""
+    version = tuple(map(int, re.findall(r"\d+", facts.get("redis_version", ""))))
+    if version and version < _OLDEST:
+        raise Unavailable(f"Redis is too old ({facts['redis_version']}); 6.2 is needed")
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        logger.warning(
+            "Redis may evict what syncserver keeps (maxmemory-policy is %s), and clients then"
+            " fetch all again; set it to noeviction",
+            policy,
+        )
+
+
 def _position(text: Any) -> Position:
     try:
         return Position.parse(text.decode("ascii"))
     except (AttributeError, ValueError):
-        raise Unavailable("Redis holds what is not of syncserver") from None
+        raise Unavailable(_STRANGE) from None
 
 
 def _taken(answer: Any) -> Taken:
@@ -189,4 +206,4 @@ def _taken(answer: Any) -> Taken:
             raise GrantHeld
         case [stream, position, body, take]:
             return Taken(Grant(unquote(stream.decode()), _position(position), body), take)
-    raise Unavailable("Redis holds what is not of syncserver")
+    raise Unavailable(_STRANGE)

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from syncserver import canonical
+from syncserver.engines.base import Engine
 from syncserver.errors import InternalError, InvalidParams, ProtocolError, RPCError, UnknownCommand
 from syncserver.protocols.base import Command, Failure, Notification, Reply
 from syncserver.protocols.native import read_call
@@ -42,6 +43,9 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 class Service(ABC):
     """What clients of one registry reach under ``name``."""
+
+    engine: Engine | None = None
+    """Where the service keeps what other processes must know, if it does."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -48,7 +48,7 @@ class DataSyncService(RPCService):
     ) -> None:
         super().__init__(name)
         self.limits = limits or Limits()
-        self.engine = engine or MemoryEngine(self.limits)
+        self.engine: Engine = engine or MemoryEngine(self.limits)
         self.views = Views()
         reorder = Reorder(
             key_of or _id, seconds=self.limits.reorder_seconds, max_bytes=self.limits.tail_bytes

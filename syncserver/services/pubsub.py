@@ -48,10 +48,10 @@ class PubSubService(RPCService):
     ) -> None:
         super().__init__(name)
         self.limits = limits or Limits()
-        self._engine = engine or MemoryEngine(self.limits)
+        self.engine: Engine = engine or MemoryEngine(self.limits)
         self._client_publish = client_publish
         self._stream: Stream[_Published | None] = Stream(
-            self._engine, name, self, decode=_decode, tail_bytes=0
+            self.engine, name, self, decode=_decode, tail_bytes=0
         )
         self._subscribers: dict[bytes, dict[Session, None]] = {}
         self._channels: dict[Session, set[bytes]] = {}
@@ -115,7 +115,7 @@ class PubSubService(RPCService):
         """Publish, and wait a while until this node has sent it."""
         await self.open()
         data = strict_json.encode({"channel": channel, "message": message})
-        position = await self._engine.append(self.name, data, idempotency_key=idempotency_key)
+        position = await self.engine.append(self.name, data, idempotency_key=idempotency_key)
         await self._stream.reached(position, _DELIVERY_SECONDS)
 
     def client_disconnected(self, client: Client) -> None:

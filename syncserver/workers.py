@@ -1,0 +1,129 @@
+"""Several processes on one port: started, told of signals, and replaced when they fall.
+
+Each is a whole daemon with its own sockets on the shared address (SO_REUSEPORT);
+they have nothing in common but the store of their engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from syncserver.errors import Unavailable
+
+logger = logging.getLogger("syncserver.workers")
+
+_SETTLED_SECONDS = 5.0
+_CANNOT_SERVE = 69
+_BROKEN = 70
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def reserved(address: str, port: int) -> Iterator[int]:
+    """Hold an address for sockets that will share it; give its port, a free one for 0."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((address, port))
+        yield holder.getsockname()[1]
+
+
+def supervise(
+    count: int, serve: Callable[[int], int], *, settled_seconds: float = _SETTLED_SECONDS
+) -> int:
+    """Run ``serve(number)`` in so many processes; return the exit code for this one.
+
+    SIGTERM and SIGINT are passed on, and end it when all have ended. A process that
+    falls is replaced; one that falls before it has settled ends them all, with its code.
+    """
+    return _Workers(serve, settled_seconds).run(count)
+
+
+class _Workers:
+    def __init__(self, serve: Callable[[int], int], settled_seconds: float) -> None:
+        self._serve = serve
+        self._settled_seconds = settled_seconds
+        self._running: dict[int, tuple[int, float]] = {}
+        self._ending = False
+        self._code = 0
+        self._lifeline = os.pipe()
+
+    def run(self, count: int) -> int:
+        for name in _PASSED_ON:
+            signal.signal(name, self._pass_on)
+        for number in range(count):
+            self._start(number)
+        while self._running:
+            pid, status = os.wait()
+            number, started = self._running.pop(pid)
+            self._ended(number, os.waitstatus_to_exitcode(status), time.monotonic() - started)
+        return self._code
+
+    def _start(self, number: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        pid = os.fork()
+        if pid:
+            self._running[pid] = (number, time.monotonic())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        else:
+            self._work(number)
+
+    def _work(self, number: int) -> NoReturn:
+        """Be a worker: a signal that comes before ``serve`` listens for it ends the process."""
+        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the parent alone, which passes it on once
+        for name in _PASSED_ON:
+            signal.signal(name, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        code = _BROKEN
+        try:
+            self._end_with_parent()
+            code = self._serve(number)
+        except (OSError, Unavailable) as error:
+            logger.error("Worker %s cannot start: %s", number, error)  # noqa: TRY400
+            code = _CANNOT_SERVE
+        except BaseException:
+            logger.exception("Worker %s failed", number)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def _end_with_parent(self) -> None:
+        """Drain this worker when the parent is gone, however it went: its end of a pipe closes."""
+        reading, writing = self._lifeline
+        os.close(writing)
+        main = threading.get_ident()
+
+        def wait() -> None:
+            os.read(reading, 1)
+            signal.pthread_kill(main, signal.SIGTERM)
+
+        threading.Thread(target=wait, name="parent", daemon=True).start()
+
+    def _ended(self, number: int, code: int, lived_seconds: float) -> None:
+        if self._ending:
+            self._code = self._code or code
+        elif lived_seconds < self._settled_seconds:
+            logger.error("Worker %s ended as it started (%s); ending all", number, code)
+            self._code = code if code > 0 else _BROKEN
+            self._pass_on(signal.SIGTERM, None)
+        else:
+            logger.error("Worker %s ended (%s) and is replaced", number, code)
+            self._start(number)
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        self._ending = True
+        for pid in tuple(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)

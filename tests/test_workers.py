@@ -1,0 +1,157 @@
+"""Several processes on one port are one daemon to everybody outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from tests.support import valkey
+from tests.support.daemon import KEY, DaemonProcess, Peer, call_body, process, until
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+
+ITEM = {"dealer": "AllTasks", "query": None}
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def config(folder: Path, engine: str) -> str:
+    path = folder / "syncserver.toml"
+    path.write_text(
+        f'engine = "{engine}"\n[frontend]\nport = 0\n[backend]\nport = 0\n'
+        f'api_keys = ["{KEY}"]\n[limits]\ndrain_seconds = 3\n'
+    )
+    return str(path)
+
+
+@asynccontextmanager
+async def workers(folder: Path, count: int = 2) -> AsyncIterator[DaemonProcess]:
+    """Start so many on a Valkey of their own."""
+    with valkey.running() as server:
+        arguments = ("serve", "--config", config(folder, server.url), "--workers", str(count))
+        async with process(*arguments) as daemon:
+            await daemon.started()
+            await until(lambda: len(children(daemon.child.pid)) == count)
+            yield daemon
+
+
+async def post(daemon: DaemonProcess, command: str, **params: Any) -> Any:
+    request = HTTPRequest(
+        daemon.line("backend"),
+        method="POST",
+        headers={"X-Backend-Key": KEY, "Content-Type": "application/json", "Connection": "close"},
+        body=call_body("datasync_backend", command, params),
+    )
+    response = await AsyncHTTPClient().fetch(request)
+    return json.loads(response.body)["message"]["data"]
+
+
+async def page(daemon: DaemonProcess) -> Peer:
+    """Connect and go live with a token of its own."""
+    token = await post(daemon, "authorizeSubscription", items=[ITEM])
+    peer = Peer(await websocket_connect(daemon.line("frontend")))
+    answer = await peer.call("datasync", "acquireSubscription", token=token, position=None)
+    assert answer["type"] == "response", answer
+    return peer
+
+
+@pytest.mark.seconds(60)
+async def test_whichever_process_takes_a_post_all_pages_see_it_in_one_order(
+    tmp_path: Path,
+) -> None:
+    async with workers(tmp_path) as daemon:
+        peers = [await page(daemon) for _ in range(12)]
+        for number in range(8):
+            delta = {"type": "insert", "model": "Task", "data": {"id": number}}
+            await post(daemon, "publishDeltas", deltas=[delta])
+        for peer in peers:
+            seen = [(await peer.notice("delta"))["delta"]["data"]["id"] for _ in range(8)]
+            assert seen == list(range(8))
+        assert all(os.getpgid(pid) == pid for pid in children(daemon.child.pid))
+        daemon.child.send_signal(signal.SIGINT)
+        for peer in peers:
+            assert (await peer.end())[0] == 4001
+        assert await daemon.ended() == 0
+
+
+@pytest.mark.seconds(60)
+async def test_a_worker_that_falls_as_it_starts_ends_all(tmp_path: Path) -> None:
+    async with workers(tmp_path) as daemon:
+        first = children(daemon.child.pid)
+        os.kill(first[0], signal.SIGKILL)
+        assert await daemon.ended() == 70
+        assert "ended as it started" in daemon.log
+        await until(lambda: not any(map(alive, first)))
+
+
+SUPERVISOR = """
+import signal, sys
+from syncserver.workers import supervise
+
+def serve(number):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.pause()
+    return 0
+
+sys.exit(supervise(2, serve, settled_seconds=0))
+"""
+
+
+async def test_a_worker_that_fell_is_replaced_and_the_others_go_on() -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SUPERVISOR, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        await until(lambda: len(children(child.pid)) == 2)
+        first = children(child.pid)
+        os.kill(first[0], signal.SIGKILL)
+        await until(lambda: set(children(child.pid)) - set(first))
+        assert first[1] in children(child.pid)
+    finally:
+        child.kill()
+        _, log = await child.communicate()
+    assert b"ended (-9) and is replaced" in log
+
+
+@pytest.mark.seconds(60)
+async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    async with workers(tmp_path) as daemon:
+        orphans = children(daemon.child.pid)
+        daemon.child.kill()
+        await until(lambda: not any(map(alive, orphans)), seconds=15)
+
+
+@pytest.mark.parametrize("engine", ["memory", "sqlite://log.db"])
+async def test_an_engine_for_one_process_is_refused(tmp_path: Path, engine: str) -> None:
+    async with process("serve", "--config", config(tmp_path, engine), "--workers", "2") as daemon:
+        assert await daemon.ended() == 78
+        assert "serves one process" in daemon.log
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1000"])
+async def test_a_number_of_workers_that_makes_no_sense_is_refused(count: str) -> None:
+    async with process("serve", "--workers", count) as daemon:
+        assert await daemon.ended() == 2
