@@ -11,7 +11,7 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,22 @@ def client_files() -> Mapping[str, Path]:
 
 
 def make_engine(config: Config) -> Engine:
-    """Return the engine that a configuration names; it reaches for its store when first used."""
-    kind, _, address = config.engine.partition(":")
+    """Return the engine that a configuration names."""
+    make, address = _engine_class(config), [config.engine] if ":" in config.engine else []
+    engine: Engine = make(config.limits, *address)
+    return engine
+
+
+def _engine_class(config: Config) -> Any:
+    kind = config.engine.partition(":")[0]
     try:
-        make = _load(ENGINES[kind])
+        return _load(ENGINES[kind])
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
         mend = f"pip install 'syncserver[{package}]'"
         raise ConfigError(f"engine {kind}: the package {package} is missing; {mend}") from None
-    engine: Engine = make(config.limits, config.engine) if address else make(config.limits)
-    return engine
 
 
 def build(config: Config) -> tuple[Registries, Engine]:
@@ -117,14 +121,17 @@ def run(config: Config, *, application: str | None = None, workers: int = 1) -> 
     The first SIGTERM or SIGINT drains (0), the second ends at once (1). Several workers
     share the ports, and need engines that they can share.
     """
+    engine: Engine | None = None
     if application is not None:
         sys.path.insert(0, "")
-        registries, engine = load_registries(application), None
+        registries = load_registries(application)
+        services = [one for some in registries for one in some.registered_services.values()]
+        _check_shared([one.engine for one in services if one.engine is not None], workers)
     else:
+        _check_shared([_engine_class(config)], workers)
         registries, engine = build(config)
     if workers == 1:
         return asyncio.run(_serve(config, registries, engine))
-    _check_shared(registries, workers)
     frontend, backend = config.frontend, config.backend
     with (
         reserved(frontend.address, frontend.port) as frontend_port,
@@ -141,14 +148,12 @@ def run(config: Config, *, application: str | None = None, workers: int = 1) -> 
         )
 
 
-def _check_shared(registries: Registries, workers: int) -> None:
-    for registry in registries:
-        for service in registry.registered_services.values():
-            if service.engine is not None and not service.engine.shared:
-                raise ConfigError(
-                    f"--workers {workers}: the engine of {service.name} serves one process;"
-                    ' set engine = "redis://HOST", or leave --workers out'
-                )
+def _check_shared(engines: Iterable[Engine | type[Engine]], workers: int) -> None:
+    if workers > 1 and not all(engine.shared for engine in engines):
+        raise ConfigError(
+            f"--workers {workers}: this engine serves one process;"
+            ' set engine = "redis://HOST", or leave --workers out'
+        )
 
 
 async def _serve(

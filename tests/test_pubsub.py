@@ -240,7 +240,7 @@ async def test_a_message_published_again_with_its_idempotency_key_is_sent_once()
     assert answer["code"] == "idempotency_conflict"
     peer.session.connection_lost()
     await service.close()
-    await service._engine.close()
+    await service.engine.close()
 
 
 @pytest.mark.parametrize("protocol", [NativeProtocol, ToyProtocol])
@@ -263,7 +263,7 @@ async def test_a_message_is_encoded_once_for_all_who_may_share_it(protocol: Any)
     assert [len(peer.take()) for peer in peers] == [1] * 5
     assert len(encoded) == (1 if Counting.shared else 5)
     await service.close()
-    await service._engine.close()
+    await service.engine.close()
 
 
 async def test_two_nodes_on_one_engine_are_one() -> None:

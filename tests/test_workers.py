@@ -145,10 +145,12 @@ async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["memory", "sqlite://log.db"])
 async def test_an_engine_for_one_process_is_refused(tmp_path: Path, engine: str) -> None:
-    async with process("serve", "--config", config(tmp_path, engine), "--workers", "2") as daemon:
+    arguments = ("serve", "--config", config(tmp_path, engine), "--workers", "2")
+    async with process(*arguments, cwd=tmp_path) as daemon:
         assert await daemon.ended() == 78
         assert "serves one process" in daemon.log
         assert "Traceback" not in daemon.log
+        assert [path.name for path in tmp_path.iterdir()] == ["syncserver.toml"]
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1000"])
