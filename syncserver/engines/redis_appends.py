@@ -29,6 +29,7 @@ _MAX_FLIGHTS = 2
 _ENTRY_OVERHEAD_BYTES = 300
 _CALL_MS = 120_000
 _LONGEST_MS = 10**12
+_CLOSED = "The engine was closed"
 
 
 class Keys:
@@ -100,7 +101,9 @@ class Appends:
         return await one.answer
 
     async def close(self) -> None:
-        """Give up what is on its way."""
+        """Give up what waits and what is on its way."""
+        _settle(list(self._waiting), Unavailable(_CLOSED))
+        self._waiting.clear()
         flights = tuple(self._flights)
         for flight in flights:
             flight.cancel()
@@ -113,6 +116,8 @@ class Appends:
 
     def _send(self) -> None:
         self._armed = False
+        if not self._waiting:
+            return
         flight = asyncio.ensure_future(self._fly(list(self._load())))
         self._flights.add(flight)
         flight.add_done_callback(self._landed)
@@ -134,7 +139,7 @@ class Appends:
             yield from _parts(entries)
 
     async def _fly(self, calls: list[list[_Waiting]]) -> None:
-        answers: list[Any] = [Unavailable("The engine was closed")] * len(calls)
+        answers: list[Any] = [Unavailable(_CLOSED)] * len(calls)
         try:
             answers = await self._links.call_all([self._invocation(call) for call in calls])
         except Unavailable as error:
@@ -181,15 +186,18 @@ def _settle(call: list[_Waiting], answer: Any) -> None:
 
 
 def _places(answer: Any, count: int) -> list[Position | Exception]:
-    if isinstance(answer, bytes):
-        try:
-            places = [_place(text) for text in answer.decode("ascii").split(" ")]
-        except ValueError:
-            places = []
-        if len(places) == count:
-            return places
-    error = answer if isinstance(answer, Unavailable) else unavailable(answer)
-    return [Unavailable(str(error)) for _ in range(count)]
+    said = "Redis answers what syncserver does not know"
+    match answer:
+        case bytes():
+            try:
+                places = [_place(text) for text in answer.decode("ascii").split(" ")]
+            except ValueError:
+                places = []
+            if len(places) == count:
+                return places
+        case Exception():
+            said = str(answer if isinstance(answer, Unavailable) else unavailable(answer))
+    return [Unavailable(said) for _ in range(count)]
 
 
 def _place(text: str) -> Position | Exception:

@@ -8,6 +8,7 @@ exception of redis-py becomes Unavailable here.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ class Late(Cut):
 
 def unavailable(error: BaseException) -> Unavailable:
     """Return what is said of an error: its word, and never a text that may hold data."""
+    while isinstance(error.__cause__, redis.exceptions.RedisError):
+        error = error.__cause__  # redis-py wraps what comes while it connects
     word = next((word for class_, word in _CLASSES if isinstance(error, class_)), None)
     if word in {None, "WRONGPASS"} and (found := _WORD.search(str(error))):
         word = found[1]
@@ -96,9 +99,12 @@ def unavailable(error: BaseException) -> Unavailable:
 
 
 def _reason(error: BaseException) -> str:
+    """Return why a connection failed, in the words of the system, without an address."""
     below = error if isinstance(error, OSError) else error.__context__
-    text = getattr(below, "verify_message", None) or getattr(below, "strerror", None)
-    return f": {text}" if text else ""
+    if message := getattr(below, "verify_message", None):
+        return f": {message}"  # what is wrong with a certificate
+    numbers = re.findall(r"\[Errno (\d+)\]", str(below))  # of the last address that was tried
+    return f": {os.strerror(int(numbers[-1]))}" if numbers else ""
 
 
 class Link:
@@ -180,6 +186,10 @@ class Links:
         finally:
             self._probing = False
 
+    def reached(self) -> None:
+        """Hear that Redis answers, on whatever connection."""
+        self._away = False
+
     async def call(self, script: Script, keys: Sequence[str], *arguments: Any) -> Any:
         """Return what a script returns; Unavailable if it failed."""
         (answer,) = await self.call_all([invocation(script, keys, *arguments)])
@@ -231,7 +241,7 @@ class Links:
         finally:
             self._idle.append(link)
             self._free.release()
-        self._away = False
+        self.reached()
         return answers
 
     async def _end_idle(self) -> None:
@@ -246,7 +256,12 @@ def invocation(script: Script, keys: Sequence[str], *arguments: Any) -> Command:
 
 def _split(url: str) -> tuple[str, dict[str, str]]:
     """Return a URL for redis-py, and the options that are ours; ConfigError on any other."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _refused("it is no URL") from None
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise _refused("what follows the host is no number of a database")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in _OWN_OPTIONS and not _OPTION.fullmatch(name):

@@ -21,6 +21,7 @@ from syncserver.position import Position
 logger = logging.getLogger("syncserver.engine")
 
 _BLOCK_MS = 1_000
+_FIRST_ENTRIES = 16
 _MAX_ENTRIES = 256
 _READ_BYTES = 1024 * 1024
 _FIRST_RETRY_SECONDS = 0.1
@@ -56,8 +57,9 @@ class Reader:
     """
 
     def __init__(
-        self, links: Links, read: Read, head: Head, *, entries_key: str, meta_key: str
+        self, name: str, links: Links, read: Read, head: Head, *, entries_key: str, meta_key: str
     ) -> None:
+        self._name = name
         self._links = links
         self._read = read
         self._head = head
@@ -68,16 +70,18 @@ class Reader:
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._stale = False
-        self._count = _MAX_ENTRIES
+        self._count = _FIRST_ENTRIES
 
     async def follow(self, after: Position, listener: Listener) -> Callable[[], None]:
         """Tell a listener what follows ``after``, until the result is called."""
         follower = Follower(listener, after.offset)
         await self._read(after)
         while self._is_past(after):
-            if entries := await self._read(after):
-                follower.tell(entries)
-                after = entries[-1].position
+            entries = await self._read(after)
+            if not entries:
+                break  # the log went back, and this reader has yet to see it
+            follower.tell(entries)
+            after = entries[-1].position
         if self._task is None:
             self._last, self._stale = after, False
             self._task = asyncio.ensure_future(self._run())
@@ -124,7 +128,8 @@ class Reader:
                         await _pause(failures)
                 except Exception:
                     failures += 1
-                    logger.exception("A reader failed; it begins again")
+                    logger.exception("The reader of %s failed; it tries again", self._name)
+                    self._went_stale(Unavailable("its reader failed"))
                     await link.end()
                     await _pause(failures)
         finally:
@@ -138,6 +143,7 @@ class Reader:
         head = ("HMGET", self._meta_key, "e", "o", "k")
         seconds = self._links.timeout_seconds + _BLOCK_MS / 1000
         came, meta = await link.ask([read, head], seconds)
+        self._links.reached()
         for answer in (came, meta):
             if isinstance(answer, Exception):
                 raise unavailable(answer) from answer
@@ -170,8 +176,9 @@ class Reader:
         return None
 
     async def _begin_anew(self, reason: RefetchReason) -> None:
-        self._last = await self._head()
-        logger.info("The log does not follow offset %s (%s)", self._last.offset, reason)
+        head = await self._head()
+        logger.info("The log of %s broke at %s (%s)", self._name, self._last.offset, reason)
+        self._last = head
         for follower in tuple(self._followers):
             follower.at = self._last.offset
         self._tell(lambda listener: listener.position_lost(reason))
@@ -193,13 +200,13 @@ class Reader:
     def _went_stale(self, error: Unavailable) -> None:
         if not self._stale:
             self._stale = True
-            logger.warning("Following stopped: %s", error)
+            logger.warning("The log of %s is out of reach: %s", self._name, error)
             self._tell(lambda listener: listener.went_stale())
 
     def _came_fresh(self) -> None:
         if self._stale:
             self._stale = False
-            logger.warning("Following goes on")
+            logger.warning("The log of %s is in reach again", self._name)
             self._tell(lambda listener: listener.came_fresh())
 
     def _tell(self, word: Callable[[Listener], None]) -> None:

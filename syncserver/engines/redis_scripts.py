@@ -18,9 +18,10 @@ one hash tag, so that what a script names for itself is in the slot of its ``KEY
     hash: stream ``s``, position ``p`` and body ``b`` of the grant; number of takes ``n``;
     ``h``, ``r``, ``x``: held, resumable, revoked; ``c``: the call that changed it last.
 
-A script that fails has written nothing: it reads first, and the first write that adds
-something is the one that fails. Any script may be called twice, as happens when an
-answer is lost: the second call does nothing and gives the same answer.
+A script that fails has written nothing: it reads first, and Redis refuses its first write or
+none. (A DEL of nothing is a write too: after it Redis would not look at its memory again.)
+Any script may be called twice, as happens when an answer is lost: the second call does
+nothing and gives the same answer.
 
 Numbers leave Lua by ``%.0f`` only, as it writes large ones in another way.
 """
@@ -67,7 +68,9 @@ end
 
 -- Begin a log anew: who followed the old one will see another epoch.
 local function begin(log)
-  redis.call('DEL', log.meta, log.entries, log.steps)
+  if redis.call('EXISTS', log.meta, log.entries, log.steps) > 0 then
+    redis.call('DEL', log.meta, log.entries, log.steps)
+  end
   log.epoch, log.offset, log.mark, log.begun = fresh, 0, '0', true
   log.time, log.bytes, log.trimmed, log.step_time, log.step_bytes = now, 0, 0, now, 0
 end
@@ -202,7 +205,7 @@ return found
 # KEYS: grant. ARGV: stream, position, body, ms.
 PUT = Script.of(
     """
-redis.call('DEL', KEYS[1])
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], 's', ARGV[1], 'p', ARGV[2], 'b', ARGV[3], 'n', 0)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1

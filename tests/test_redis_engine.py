@@ -1,0 +1,929 @@
+"""What is special to the engine on Redis: a real one is filled, stopped, killed, and goes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncserver.config import Config, Limits, default_services
+from syncserver.engines.base import Entry, Grant, GrantHeld, Taken, taken_notice
+from syncserver.engines.redis import RedisEngine
+from syncserver.engines.redis_link import Link
+from syncserver.errors import ConfigError, PositionLost, RefetchReason, Unavailable
+from syncserver.position import Position
+from tests.conftest import ExpectedLog
+from tests.support import daemon as daemons
+from tests.support import valkey
+from tests.support.valkey import Valkey
+
+LIMITS = Limits()
+KEYS = {kind: f"{{syncserver}}:{kind}:s" for kind in "mls"}
+
+
+@pytest.fixture
+def server() -> Iterator[Valkey]:
+    with valkey.running() as server:
+        yield server
+
+
+class Heard:
+    """A listener that notes what it hears, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.words: list[str] = []
+
+    def entries_arrived(self, entries: Sequence[Entry]) -> None:
+        self.entries.extend(entries)
+
+    def went_stale(self) -> None:
+        self.words.append("stale")
+
+    def came_fresh(self) -> None:
+        self.words.append("fresh")
+
+    def position_lost(self, reason: RefetchReason) -> None:
+        self.words.append(reason)
+
+    @property
+    def data(self) -> list[bytes]:
+        return [entry.data for entry in self.entries]
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Look again and again, leaving the processor to the server."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def engine_on(
+    server: Valkey, limits: Limits = LIMITS, *, options: str = "timeout_seconds=0.3"
+) -> AsyncIterator[RedisEngine]:
+    engine = RedisEngine(limits, f"{server.url}?{options}")
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def fails(call: Any) -> str:
+    """Return what is said by a call that must find Redis unavailable."""
+    with pytest.raises(Unavailable) as caught:
+        await call
+    assert caught.value.http_status == 503
+    return str(caught.value)
+
+
+async def log_of(engine: RedisEngine, stream: str = "s") -> list[bytes]:
+    """Return the whole log, from whatever is the first entry of an epoch."""
+    head = await engine.head(stream)
+    start = Position(head.epoch, 0, "0")
+    return [entry.data for entry in await engine.read(stream, start, 100_000)]
+
+
+def admin(server: Valkey, *command: Any) -> Any:
+    with contextlib.closing(server.client) as client:
+        return client.execute_command(*command)
+
+
+# Errors, each of them from a real server where one can be brought to it.
+
+
+async def refused_and_not_applied(engine: RedisEngine, word: str) -> None:
+    """Check that writes fail with a word, and that no part of them is told."""
+    secret = b"a payload that nobody may read in a message"
+    grant = Grant("s", await engine.head("s"), secret) if word == "OOM" else None
+    said = [await fails(engine.append("s", secret, idempotency_key="k"))]
+    if grant is not None:
+        said.append(await fails(engine.put_grant("new", grant, 10)))
+    said.append(await fails(engine.take_grant("t", 10, resumable=True)))
+    for text in said:
+        assert f"answers {word}: " in text
+        assert "payload" not in text
+
+
+async def prepared(engine: RedisEngine) -> None:
+    """Append an entry, and let a grant be held, so that taking it over appends a notice."""
+    await engine.append("s", b"before")
+    await engine.put_grant("t", Grant("s", await engine.head("s"), b"body"), 100)
+    await engine.take_grant("t", 100, resumable=True)
+
+
+async def goes_on(engine: RedisEngine) -> None:
+    """Check that what failed left nothing behind, and that it works again."""
+    assert await log_of(engine) == [b"before"]
+    taken = await engine.take_grant("t", 100, resumable=True)
+    assert taken.take == 2
+    assert (await engine.append("s", b"after", idempotency_key="k")).offset == 3
+    assert await log_of(engine) == [b"before", taken_notice("t", 2), b"after"]
+
+
+async def test_a_full_memory_refuses_writes_whole_and_reads_go_on(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        admin(server, "CONFIG", "SET", "maxmemory", 1)
+        await refused_and_not_applied(engine, "OOM")
+        assert await log_of(engine) == [b"before"]
+        admin(server, "CONFIG", "SET", "maxmemory", 0)
+        await goes_on(engine)
+
+
+async def test_a_replica_refuses_writes_and_is_written_to_when_it_is_promoted(
+    server: Valkey,
+) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        admin(server, "REPLICAOF", "127.0.0.1", 1)
+        await refused_and_not_applied(engine, "READONLY")
+        assert await log_of(engine) == [b"before"]
+        admin(server, "CONFIG", "SET", "replica-serve-stale-data", "no")
+        assert "MASTERDOWN" in await fails(engine.head("s"))
+        admin(server, "REPLICAOF", "NO", "ONE")
+        await goes_on(engine)
+
+
+async def test_a_server_that_cannot_save_refuses_writes(tmp_path: Path) -> None:
+    protected = ("--enable-protected-configs", "yes")
+    with valkey.running(*protected) as server:
+        async with engine_on(server) as engine:
+            await prepared(engine)
+            gone = tmp_path / "gone"
+            gone.mkdir()
+            admin(server, "CONFIG", "SET", "dir", str(gone))
+            admin(server, "CONFIG", "SET", "save", "3600 1")
+            gone.rmdir()
+            admin(server, "BGSAVE")
+            await until(
+                lambda: admin(server, "INFO", "persistence")["rdb_last_bgsave_status"] == "err"
+            )
+            await refused_and_not_applied(engine, "MISCONF")
+            assert "MISCONF" in await fails(engine.check())
+            admin(server, "CONFIG", "SET", "save", "")
+            await goes_on(engine)
+
+
+async def test_a_script_of_others_that_blocks_the_server_is_told(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        admin(server, "CONFIG", "SET", "busy-reply-threshold", 5)
+        endless = asyncio.create_task(asyncio.to_thread(run_endlessly, server))
+        await until(lambda: busy(server))
+        await refused_and_not_applied(engine, "BUSY")
+        admin(server, "SCRIPT", "KILL")
+        await endless
+        await goes_on(engine)
+
+
+def run_endlessly(server: Valkey) -> None:
+    with pytest.raises(valkey.redis.exceptions.ResponseError, match="killed"):
+        admin(server, "EVAL", "while 1 do end", 0)
+
+
+def busy(server: Valkey) -> bool:
+    try:
+        admin(server, "PING")
+    except valkey.redis.exceptions.ResponseError:
+        return True
+    return False
+
+
+async def test_a_server_that_is_still_loading_is_told_and_waited_for(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        with contextlib.closing(server.client) as client:
+            client.mset({f"other {number}": random.randbytes(2_000) for number in range(200)})
+            client.save()
+        server.kill()
+        slowly = ("--key-load-delay", "4000", "--loading-process-events-interval-bytes", "1024")
+        server.start(*slowly, wait=False)
+        said: set[str] = set()
+        async with asyncio.timeout(8):
+            while not any("LOADING" in text for text in said):
+                with contextlib.suppress(Unavailable):
+                    await engine.check()
+                    raise AssertionError(f"it was never loading: {said}")
+                said.add(await fails(engine.append("s", b"lost")))
+                await asyncio.sleep(0.005)
+        admin(server, "CONFIG", "SET", "key-load-delay", 0)
+        server.wait()
+        await goes_on(engine)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+async def test_a_key_of_ours_that_holds_something_else_refuses_writes_whole(
+    server: Valkey, kind: str
+) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        kept = admin(server, "DUMP", KEYS[kind])
+        admin(server, "SET", KEYS[kind], "payload")
+        await fails(engine.append("s", b"lost"))
+        said = await fails(engine.take_grant("t", 10, resumable=True))
+        assert "WRONGTYPE" in said
+        assert "payload" not in said
+        admin(server, "DEL", KEYS[kind])
+        if kept:
+            admin(server, "RESTORE", KEYS[kind], 0, kept)
+        await goes_on(engine)
+
+
+async def test_a_hash_that_was_meddled_with_is_no_crash(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        admin(server, "HSET", KEYS["m"], "o", "payload")
+        assert "payload" not in await fails(engine.append("s", b"lost"))
+        admin(server, "SET", "{syncserver}:g:t", "payload")
+        assert "WRONGTYPE" in await fails(engine.take_grant("t", 10, resumable=True))
+        admin(server, "DEL", "{syncserver}:g:t")
+        admin(server, "HSET", "{syncserver}:g:t", "s", "s", "p", "payload", "b", "b", "n", "0")
+        assert "payload" not in await fails(engine.take_grant("t", 10, resumable=True))
+
+
+async def test_scripts_that_redis_forgot_are_loaded_again(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        await prepared(engine)
+        admin(server, "SCRIPT", "FLUSH")
+        appends = [engine.append(f"s{number}", b"x") for number in range(5)]
+        assert [place.offset for place in await asyncio.gather(*appends)] == [1] * 5
+        admin(server, "SCRIPT", "FLUSH")
+        await goes_on(engine)
+
+
+@pytest.mark.parametrize(
+    ("user", "word"), [("", "NOAUTH"), (":wrong@", "WRONGPASS"), ("few:few@", "NOPERM")]
+)
+async def test_who_may_not_use_the_server_is_told_so_at_start(user: str, word: str) -> None:
+    with valkey.running("--requirepass", "right") as server:
+        url = server.url.replace("unix://", f"unix://{user}")
+        async with contextlib.aclosing(
+            _Closing(RedisEngine(LIMITS, f"unix://:right@{server.socket}"))
+        ) as own:
+            await own.engine.open()
+            await own.engine.head("s")
+        with contextlib.closing(
+            valkey.redis.Redis(unix_socket_path=str(server.socket), password="right")
+        ) as client:
+            client.execute_command("ACL", "SETUSER", "few", "on", ">few", "~*", "+@all", "-evalsha")
+        engine = RedisEngine(LIMITS, url)
+        call = engine.head("s") if word == "NOPERM" else engine.open()
+        said = await fails(call)
+        assert f"answers {word}: " in said
+        assert "wrong" not in said or word == "WRONGPASS"
+        await engine.close()
+
+
+class _Closing:
+    """An engine with the name that ``aclosing`` wants."""
+
+    def __init__(self, engine: RedisEngine) -> None:
+        self.engine = engine
+
+    async def aclose(self) -> None:
+        await self.engine.close()
+
+
+WORDS = (
+    "ASK 1 127.0.0.1:1",
+    "BUSY Redis is busy running a script.",
+    "CLUSTERDOWN The cluster is down",
+    "CROSSSLOT Keys in request don't hash to the same slot",
+    "MASTERDOWN Link with MASTER is down",
+    "MOVED 1 127.0.0.1:1",
+    "NOREPLICAS Not enough good replicas to write.",
+    "NOSCRIPT No matching script. Please use EVAL.",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "UNKILLABLE Sorry the script already executed write commands",
+    "LOADING Redis is loading the dataset in memory",
+    "ERR Error running script (call to f_1): @user_script:9: @user_script: 9: -OOM command not",
+    "ERR unknown command 'payload'",
+    "WEIRD payload",
+)
+
+
+@pytest.mark.parametrize("line", WORDS)
+async def test_any_error_of_a_server_is_unavailable_and_no_text_of_it_is_passed_on(
+    tmp_path: Path, line: str
+) -> None:
+    async with answering(f"-{line}\r\n".encode()) as url:
+        engine = RedisEngine(LIMITS, f"{url}?timeout_seconds=1")
+        for call in (engine.append("s", b"payload"), engine.head("s"), engine.check()):
+            said = await fails(call)
+            assert "payload" not in said
+            word = "OOM" if "OOM" in line else line.partition(" ")[0]
+            assert f"answers {word}:" in said or word in {"ERR", "WEIRD"}
+        await engine.close()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"payload\r\n", b"$-9\r\n", b"*1\r\n$3\r\nabc\r\n", b":7\r\n", b"$1\r\n\xff\r\n"]
+)
+async def test_an_answer_that_is_none_is_unavailable(answer: bytes) -> None:
+    async with answering(answer) as url:
+        engine = RedisEngine(LIMITS, f"{url}?timeout_seconds=0.2")
+        for call in (engine.append("s", b"payload"), engine.head("s")):
+            assert "payload" not in await fails(call)
+        await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def answering(line: bytes) -> AsyncIterator[str]:
+    """Serve a peer that gives this answer to every command."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while header := await reader.readline():
+                for _ in range(int(header[1:])):
+                    size = int((await reader.readline())[1:])
+                    await reader.readexactly(size + 2)
+                writer.write(line)
+        finally:
+            writer.close()
+
+    path = f"/tmp/answering-{secrets.token_hex(8)}"
+    door = await asyncio.start_unix_server(serve, path)
+    try:
+        yield f"unix://{path}"
+    finally:
+        door.close()
+        Path(path).unlink(missing_ok=True)
+
+
+# Away, late, and in doubt.
+
+
+async def test_a_server_that_is_gone_is_told_at_once_and_missed_no_longer_than_it_is_gone(
+    server: Valkey, expected_log: ExpectedLog
+) -> None:
+    async with engine_on(server) as engine:
+        heard = Heard()
+        last = await engine.append("s", b"before")
+        await engine.follow("s", last, heard)
+        admin(server, "SAVE")
+        with expected_log("syncserver.engine", "is out of reach: Redis cannot be reached"):
+            server.kill()
+            began = time.monotonic()
+            for call in (engine.append("s", b"x"), engine.head("s"), engine.check()):
+                assert "cannot be reached" in await fails(call)
+            assert time.monotonic() - began < 0.3
+            await until(lambda: heard.words == ["stale"])
+        with expected_log("syncserver.engine", "is in reach again"):
+            server.start()
+            await until(lambda: heard.words == ["stale", "fresh"])
+        await engine.check()
+        assert await engine.append("s", b"after") == await engine.head("s")
+        await until(lambda: heard.data == [b"after"])
+        assert heard.words == ["stale", "fresh"]
+
+
+async def test_a_connection_that_is_cut_is_made_anew_and_nobody_hears_of_it(
+    server: Valkey,
+) -> None:
+    async with engine_on(server) as engine:
+        heard = Heard()
+        await engine.follow("s", await engine.head("s"), heard)
+        for number in range(20):
+            admin(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await engine.append("s", b"%d" % number)
+        await until(lambda: len(heard.data) == 20)
+        assert heard.data == [b"%d" % number for number in range(20)]
+        assert heard.words == []
+
+
+async def test_a_server_that_stands_still_costs_each_call_its_timeout_and_not_more(
+    server: Valkey, expected_log: ExpectedLog
+) -> None:
+    async with engine_on(server, options="timeout_seconds=0.1") as engine:
+        heard = Heard()
+        await engine.follow("s", await engine.append("s", b"before"), heard)
+        with expected_log("syncserver.engine", "is out of reach: Redis does not answer in time"):
+            server.signal(signal.SIGSTOP)
+            began = time.monotonic()
+            appends = [engine.append("s", b"%d" % number) for number in range(50)]
+            assert {
+                type(error) for error in await asyncio.gather(*appends, return_exceptions=True)
+            } == {Unavailable}
+            assert time.monotonic() - began < 0.5
+            began = time.monotonic()
+            heads = [engine.head("s") for _ in range(1_000)]
+            await asyncio.gather(*heads, return_exceptions=True)
+            assert time.monotonic() - began < 0.5, "while it is away one call tries"
+            await until(lambda: heard.words == ["stale"])
+        with expected_log("syncserver.engine", "is in reach again"):
+            server.signal(signal.SIGCONT)
+            await until(lambda: heard.words == ["stale", "fresh"])
+        await engine.append("s", b"after")
+        await until(lambda: heard.data[-1:] == [b"after"])
+        log = await log_of(engine)
+        assert len(log) == len(set(log)), "what was in doubt is there once or not at all"
+        assert [b"before", *heard.data] == log
+        assert heard.words == ["stale", "fresh"]
+
+
+async def second_try(server: Valkey, call: Any) -> Any:
+    """Let the first try of a call time out, and both tries arrive together."""
+    server.signal(signal.SIGSTOP)
+    task = asyncio.ensure_future(call)
+    await asyncio.wait([task], timeout=0.15)  # the first of the two has 0.1 seconds
+    assert not task.done()
+    server.signal(signal.SIGCONT)
+    return await task
+
+
+async def test_a_call_that_is_made_twice_is_done_once(server: Valkey) -> None:
+    async with engine_on(server, options="timeout_seconds=0.1") as engine:
+        start = await engine.head("s")
+        before = admin(server, "INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+        position = await second_try(server, engine.append("s", b"once"))
+        assert admin(server, "INFO", "commandstats")["cmdstat_evalsha"]["calls"] == before + 2
+        assert position == await engine.head("s")
+        assert await log_of(engine) == [b"once"]
+
+        grant = Grant("s", start, b"body")
+        await second_try(server, engine.put_grant("t", grant, 100))
+        assert await second_try(server, engine.take_grant("t", 100, resumable=False)) == Taken(
+            grant, 1
+        )
+        with pytest.raises(GrantHeld):
+            await second_try(server, engine.take_grant("t", 100, resumable=False))
+        await second_try(server, engine.release_grant("t", 1, 100))
+        await engine.take_grant("t", 100, resumable=True)
+        assert await second_try(server, engine.take_grant("t", 100, resumable=True)) == Taken(
+            grant, 3
+        )
+        assert await log_of(engine) == [b"once", taken_notice("t", 3)]
+        assert await second_try(server, engine.revoke_grant("t", 100)) is True
+        assert await engine.revoke_grant("t", 100) is False
+        assert len(await log_of(engine)) == 3
+
+
+@pytest.mark.parametrize("fault", [False, True], ids=["", "a link that is not ended"])
+async def test_a_call_that_is_cancelled_leaves_no_answer_for_another(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch, fault: bool
+) -> None:
+    if fault:
+
+        async def end(link: Link) -> None:
+            return
+
+        monkeypatch.setattr(Link, "end", end)
+    rng = random.Random(7)
+    async with engine_on(server, options="timeout_seconds=2") as engine:
+        streams = [f"s{number}" for number in range(10)]
+        heads = {stream: await engine.append(stream, b"x") for stream in streams}
+        wrong = 0
+        for _ in range(60):
+            calls = {asyncio.ensure_future(engine.head(s)): s for s in rng.choices(streams, k=12)}
+            for _ in range(rng.randrange(12)):
+                await asyncio.sleep(0)
+            for call in rng.sample(list(calls), 6):
+                call.cancel()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            for stream, answer in zip(calls.values(), answers, strict=True):
+                if not isinstance(answer, asyncio.CancelledError):
+                    wrong += answer != heads[stream]
+        assert (wrong > 0) is fault
+        if fault:
+            monkeypatch.undo()
+
+
+async def test_who_waits_when_the_engine_is_closed_is_told(server: Valkey) -> None:
+    server.signal(signal.SIGSTOP)
+    engine = RedisEngine(LIMITS, server.url)
+    calls = []
+    for _ in range(4):  # two flights, and two appends that wait for one
+        calls.append(asyncio.ensure_future(engine.append("s", b"x")))
+        await asyncio.sleep(0.01)
+    await engine.close()
+    async with asyncio.timeout(1):
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(result) for result in results} == {"The engine was closed"}
+
+
+async def test_an_append_whose_caller_goes_away_disturbs_no_other(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        calls = [asyncio.ensure_future(engine.append("s", b"%d" % number)) for number in range(20)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        log = await log_of(engine)
+        for number, position in list(enumerate(done))[1::2]:
+            assert isinstance(position, Position)
+            assert log[position.offset - 1] == b"%d" % number
+
+
+# Appends together, and nodes together.
+
+
+async def test_appends_that_are_under_way_together_are_few_calls(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        await engine.head("s")
+        before = admin(server, "INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+        datas = [b"%d" % number for number in range(300)]
+        positions = await asyncio.gather(*(engine.append("s", data) for data in datas))
+        calls = admin(server, "INFO", "commandstats")["cmdstat_evalsha"]["calls"] - before
+        assert calls == 1
+        assert [position.offset for position in positions] == list(range(1, 301))
+        assert await log_of(engine) == datas
+
+
+async def test_what_is_much_goes_in_parts_and_too_much_is_refused(server: Valkey) -> None:
+    async with engine_on(server, options="timeout_seconds=2") as engine:
+        big = bytes(600_000)
+        results = await asyncio.gather(
+            *(engine.append("s", big) for _ in range(80)), return_exceptions=True
+        )
+        refused = [str(result) for result in results if isinstance(result, Unavailable)]
+        kept = [result for result in results if isinstance(result, Position)]
+        assert set(refused) == {"Too much waits for Redis"}
+        assert len(kept) == (await engine.head("s")).offset > 40
+        heard = Heard()
+        await engine.follow("s", Position(kept[0].epoch, kept[0].offset, kept[0].mark), heard)
+        await until(lambda: len(heard.entries) == len(kept) - 1)
+        assert heard.words == []
+
+
+async def test_two_nodes_see_one_order(server: Valkey) -> None:
+    async with engine_on(server) as one, engine_on(server) as other:
+        start = await one.head("s")
+        assert await other.head("s") == start
+        heard = [Heard(), Heard()]
+        for engine, ear in zip((one, other), heard, strict=True):
+            await engine.follow("s", start, ear)
+        await asyncio.gather(
+            *(engine.append("s", b"%d" % n) for n in range(200) for engine in (one, other))
+        )
+        await until(lambda: all(len(ear.entries) == 400 for ear in heard))
+        assert heard[0].entries == heard[1].entries
+        await one.put_grant("t", Grant("s", start, b"body"), 100)
+        takes = [engine.take_grant("t", 100, resumable=False) for engine in (one, other) * 3]
+        results = await asyncio.gather(*takes, return_exceptions=True)
+        assert sorted(type(result) is Taken for result in results) == [False] * 5 + [True]
+
+
+async def test_prefixes_are_apart_and_all_keys_have_one_hash_tag(server: Valkey) -> None:
+    async with engine_on(server) as one, engine_on(server, options="prefix=other") as other:
+        for engine in (one, other):
+            await engine.append("a:b{c}*", b"x", idempotency_key="k:{y}")
+            grant = Grant("a:b{c}*", await engine.head("a:b{c}*"), b"")
+            await engine.put_grant("t", grant, 100)
+            assert (await engine.take_grant("t", 10, resumable=True)).grant == grant
+            assert grant.position.offset == 1
+        with contextlib.closing(server.client) as client:
+            keys = [key.decode() for key in client.keys("*")]
+            assert {key.partition(":")[0] for key in keys} == {"{syncserver}", "{other}"}
+            kinds = {key.split(":")[1]: client.pttl(key) for key in keys}
+        assert {kind for kind, left in kinds.items() if left < 0} == {"m", "l"}
+
+
+async def test_what_redis_keeps_is_bounded(server: Valkey) -> None:
+    limits = Limits(retention_entries=100, retention_bytes=20_000, retention_seconds=0.05)
+    async with engine_on(server, limits) as engine:
+        for _ in range(100):
+            await asyncio.gather(*(engine.append("s", bytes(100)) for _ in range(20)))
+        assert admin(server, "XLEN", KEYS["l"]) <= 100
+        assert admin(server, "LLEN", KEYS["s"]) <= 20
+        assert admin(server, "HLEN", KEYS["m"]) == 8
+
+
+async def test_a_closed_engine_leaves_no_connection(server: Valkey) -> None:
+    async with engine_on(server) as engine:
+        for stream in "abc":
+            await engine.follow(stream, await engine.head(stream), Heard())
+        await asyncio.gather(*(engine.head("s") for _ in range(100)))
+        assert 4 < admin(server, "INFO", "clients")["connected_clients"] <= 20
+    await until(lambda: admin(server, "INFO", "clients")["connected_clients"] == 1)
+
+
+# A store that lost something.
+
+
+@pytest.mark.parametrize("loss", ["FLUSHALL", "m", "l", "ahead", "junk"])
+async def test_a_log_that_was_lost_begins_anew_and_everybody_hears_so(
+    server: Valkey, loss: str
+) -> None:
+    async with engine_on(server) as engine, engine_on(server) as other:
+        ears = [Heard(), Heard(), Heard()]
+        old = [await engine.append("s", b"%d" % number) for number in range(5)]
+        for where, ear in zip((engine, engine, other), ears, strict=True):
+            await where.follow("s", old[-1], ear)
+        match loss:
+            case "FLUSHALL":
+                admin(server, loss)
+            case "ahead":
+                script = "redis.call('HINCRBY', KEYS[1], 'o', 1) redis.call('DEL', KEYS[2])"
+                admin(server, "EVAL", script, 2, KEYS["m"], KEYS["l"])
+            case "junk":
+                admin(server, "XADD", KEYS["l"], "900-0", "foreign", "payload")
+            case _:
+                admin(server, "DEL", KEYS[loss])
+        if loss in {"junk", "l"}:  # who stands at the head has lost nothing before the next entry
+            await engine.append("s", b"mend")
+        for place in old[:-1]:
+            with pytest.raises(PositionLost) as lost:
+                await engine.read("s", place, 10)
+            assert lost.value.reason == "epoch"
+        await until(lambda: all(ear.words for ear in ears))
+        head = await engine.append("s", b"new")
+        assert head.epoch != old[-1].epoch
+        await until(lambda: all(ear.data[-1:] == [b"new"] for ear in ears))
+        for ear in ears:
+            assert set(ear.words) <= {"epoch", "fork"}
+            assert [entry.position.epoch for entry in ear.entries[-1:]] == [head.epoch]
+
+
+async def test_the_steps_may_be_lost_without_harm(server: Valkey) -> None:
+    limits = Limits(retention_bytes=10_000)
+    async with engine_on(server, limits) as engine:
+        for _ in range(3):
+            places = [await engine.append("s", bytes(700)) for _ in range(40)]
+            assert admin(server, "XLEN", KEYS["l"]) <= 40
+            admin(server, "DEL", KEYS["s"])
+        assert len(await engine.read("s", places[-9], 100)) == 8
+
+
+async def test_a_log_that_went_back_is_noticed_by_reader_and_read(
+    server: Valkey, expected_log: ExpectedLog
+) -> None:
+    async with engine_on(server) as engine:
+        kept = [await engine.append("s", b"kept %d" % number) for number in range(3)]
+        admin(server, "SAVE")
+        gone = [await engine.append("s", b"gone %d" % number) for number in range(3)]
+        heard = Heard()
+        await engine.follow("s", gone[-1], heard)
+        with (
+            expected_log("syncserver.engine", "is out of reach"),
+            expected_log("syncserver.engine", "is in reach again"),
+        ):
+            server.kill()
+            await until(lambda: heard.words == ["stale"])
+            server.start()
+            await until(lambda: len(heard.words) == 3)
+        assert heard.words == ["stale", "rollback", "fresh"]
+        assert [entry.data for entry in await engine.read("s", kept[0], 9)] == [
+            b"kept 1",
+            b"kept 2",
+        ]
+        assert await lost(engine, gone[0]) == "rollback"
+        new = [await engine.append("s", b"new %d" % number) for number in range(5)]
+        await until(lambda: len(heard.entries) == 5)
+        assert [entry.position for entry in heard.entries] == new
+        assert [await lost(engine, place) for place in gone] == ["fork"] * 3
+        assert len(await engine.read("s", kept[-1], 9)) == 5
+        assert heard.words == ["stale", "rollback", "fresh"]
+
+
+async def lost(engine: RedisEngine, place: Position) -> str:
+    with pytest.raises(PositionLost) as caught:
+        await engine.read("s", place, 9)
+    return caught.value.reason
+
+
+async def test_a_log_that_went_back_and_grew_past_the_reader_is_noticed(server: Valkey) -> None:
+    async with engine_on(server) as engine, engine_on(server) as other:
+        await engine.append("s", b"kept")
+        copies = {key: admin(server, "DUMP", key) for key in (KEYS["m"], KEYS["l"])}
+        heard = Heard()
+        await engine.follow("s", await engine.append("s", b"gone"), heard)
+        script = "for i = 1, #KEYS do redis.call('RESTORE', KEYS[i], 0, ARGV[i], 'REPLACE') end"
+        admin(server, "EVAL", script, 2, *copies, *copies.values())
+        positions = await asyncio.gather(*(other.append("s", b"%d" % n) for n in range(5)))
+        await until(lambda: heard.words)
+        assert heard.words == ["fork"]
+        assert positions[-1].offset == 6
+        last = await other.append("s", b"last")
+        await until(lambda: heard.entries and heard.entries[-1].position == last)
+
+
+# Whole daemons.
+
+
+def config_on(server: Valkey) -> Config:
+    settings = daemons.settings(resume_seconds=30)
+    url = f"{server.url}?timeout_seconds=0.3"
+    return Config(
+        engine=url,
+        frontend=settings.frontend,
+        backend=settings.backend,
+        limits=settings.limits,
+        services=default_services(),
+    )
+
+
+def insert(key: int) -> dict[str, Any]:
+    return {"type": "insert", "model": "Task", "data": {"id": key}}
+
+
+async def acquire(peer: daemons.Peer, token: str, position: str | None = None) -> Any:
+    return await peer.call("datasync", "acquireSubscription", token=token, position=position)
+
+
+async def test_clients_stay_connected_while_redis_is_away_and_miss_nothing(
+    server: Valkey, expected_log: ExpectedLog
+) -> None:
+    async with (
+        daemons.serving(config=config_on(server)) as one,
+        daemons.serving(config=config_on(server)) as other,
+    ):
+        peers = [await one.connect(), await other.connect()]
+        for peer in peers:
+            token = await one.authorize(("AllTasks", None))
+            assert (await acquire(peer, token))["type"] == "response"
+        await other.publish(insert(1))
+        for peer in peers:
+            assert (await peer.notice("delta"))["delta"]["data"] == {"id": 1}
+        admin(server, "SAVE")
+        with expected_log("syncserver.engine", "is out of reach"):
+            server.kill()
+            for peer in peers:
+                assert await peer.notice("stale")
+        began = time.monotonic()
+        body = daemons.call_body("datasync_backend", "publishDeltas", {"deltas": [insert(2)]})
+        answer = await one.request(body=body)
+        assert (answer.code, answer.headers["Retry-After"]) == (503, "1")
+        ready = await one.request("/ready", method="GET")
+        assert ready.code == 503
+        assert b"Redis cannot be reached" in ready.body
+        assert time.monotonic() - began < 0.5
+        with expected_log("syncserver.engine", "is in reach again"):
+            server.start()
+            for peer in peers:
+                assert await peer.notice("fresh")
+        await one.publish(insert(3))
+        for peer in peers:
+            assert (await peer.notice("delta"))["delta"]["data"] == {"id": 3}
+            assert not any(notice["type"] == "refetch" for notice in peer.take())
+
+
+@pytest.mark.parametrize("more", [0, 4], ids=["rollback", "fork"])
+async def test_an_older_snapshot_costs_those_a_refetch_who_saw_what_is_gone(
+    server: Valkey, expected_log: ExpectedLog, more: int
+) -> None:
+    async with daemons.serving(config=config_on(server)) as daemon:
+        early, late = await daemon.connect(), await daemon.connect()
+        tokens = [await daemon.authorize(("AllTasks", None)) for _ in range(2)]
+        before = (await acquire(early, tokens[0]))["data"]["position"]
+        await early.close()
+        await acquire(late, tokens[1])
+        admin(server, "SAVE")
+        await daemon.publish(insert(1), insert(2))
+        await late.notice("position")
+        with (
+            expected_log("syncserver.engine", "is out of reach"),
+            expected_log("syncserver.engine", "is in reach again"),
+            expected_log("syncserver.stream", "was lost"),
+        ):
+            server.kill()
+            await late.notice("stale")
+            server.start()
+            if more:
+                async with engine_on(server) as other:
+                    for _ in range(more):
+                        await other.append("datasync", b'{"deltas": []}')
+            refetch = await late.notice("refetch")
+            if not any(notice["type"] == "fresh" for notice in late.take()):
+                await late.notice("fresh")
+        assert refetch["reason"] in {"rollback", "fork"}
+        again = await daemon.connect()
+        answer = await acquire(again, tokens[0], before)
+        assert answer["type"] == "response", "its position is in the history that is left"
+        await daemon.publish(insert(3))
+        assert (await again.notice("delta"))["delta"]["data"] == {"id": 3}
+        token = await daemon.authorize(("AllTasks", None))
+        assert (await acquire(late, token))["type"] == "response", "the connection lives on"
+
+
+async def test_one_key_that_is_evicted_costs_a_refetch_and_no_connection(
+    server: Valkey, expected_log: ExpectedLog
+) -> None:
+    async with daemons.serving(config=config_on(server)) as daemon:
+        peer = await daemon.connect()
+        with expected_log("syncserver.stream", "was lost"):
+            for kind in "ml":
+                token = await daemon.authorize(("AllTasks", None))
+                await acquire(peer, token)
+                await daemon.publish(insert(1))
+                admin(server, "DEL", f"{{syncserver}}:{kind}:datasync")
+                await daemon.publish(insert(2))
+                assert (await peer.notice("refetch"))["reason"] == "epoch"
+
+
+# The start.
+
+
+async def test_a_server_that_cannot_be_had_is_told_within_five_seconds(server: Valkey) -> None:
+    nobody = RedisEngine(LIMITS, "unix:///nowhere/redis.sock")
+    assert await fails(nobody.open()) == "Redis cannot be reached: No such file or directory"
+    refusing = RedisEngine(LIMITS, "redis://127.0.0.1:1")
+    assert await fails(refusing.open()) == "Redis cannot be reached: Connection refused"
+    server.signal(signal.SIGSTOP)
+    async with engine_on(server) as silent:
+        began = time.monotonic()
+        assert await fails(silent.open()) == "Redis does not answer in time"
+        assert time.monotonic() - began < 1
+    for engine in (nobody, refusing):
+        await engine.close()
+
+
+async def test_a_server_that_may_evict_is_warned_of(
+    server: Valkey, expected_log: ExpectedLog
+) -> None:
+    async with engine_on(server) as engine:
+        await engine.open()
+        admin(server, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        with expected_log("syncserver.engine", "maxmemory-policy is allkeys-lru"):
+            await engine.open()
+
+
+async def test_a_user_who_may_do_no_more_than_needed_is_enough(server: Valkey) -> None:
+    page = (daemons.ROOT / "docs/howto/redis.rst").read_text("utf-8")
+    rule = " ".join(
+        page.partition("ACL SETUSER")[2].partition("\n\n")[0].replace("\\\n", "").split()
+    )
+    admin(server, "ACL", "SETUSER", *rule.replace("PASSWORD", "pw").split())
+    engine = RedisEngine(LIMITS, f"unix://syncserver:pw@{server.socket}")
+    await engine.open()
+    await prepared(engine)
+    heard = Heard()
+    await engine.follow("s", await engine.head("s"), heard)
+    await goes_on(engine)
+    assert await engine.renew_grants(["t"], 10) == []
+    await engine.release_grant("t", 2, 10)
+    assert await engine.revoke_grant("t", 10)
+    await engine.release_grant("t", 2, 0)
+    admin(server, "DEL", KEYS["m"])
+    await engine.append("s", b"anew")
+    await engine.check()
+    await until(lambda: heard.words == ["epoch"])
+    await engine.close()
+
+
+async def test_a_server_that_is_too_old_is_refused() -> None:
+    text = b"redis_version:6.0.16\r\nmaxmemory_policy:noeviction\r\n"
+    async with answering(b"$%d\r\n%b\r\n" % (len(text), text)) as url:
+        engine = RedisEngine(LIMITS, url)
+        assert await fails(engine.open()) == "Redis is too old (6.0.16); 6.2 is needed"
+        await engine.close()
+
+
+def test_the_daemon_ends_with_69_and_one_line_and_no_password(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "syncserver"],
+        env={
+            "PYTHONPATH": str(daemons.ROOT),
+            "SYNCSERVER_ENGINE": "redis://user:secret@127.0.0.1:1/0",
+            "SYNCSERVER_STATE_DIR": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 69
+    assert done.stderr == (
+        "syncserver: engine redis://127.0.0.1:1/0: Redis cannot be reached: Connection refused;"
+        " start it, or change engine\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h:port",
+        "redis://h:99999",
+        "redis://[h",
+        "redis://h?decode_responses=1",
+        "redis://h?timeout_seconds=0",
+        "redis://h?timeout_seconds=x",
+        "redis://h?timeout_seconds=61",
+        "redis://h?prefix=a{b}",
+        "redis://h?prefix=",
+        "redis://h?ssl_nonsense=1",
+        "redis://h/x",
+        "redis://h?db=x",
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RedisEngine(LIMITS, url)
+    assert str(caught.value).startswith("engine: ")
+
+
+def test_tls_checks_whom_it_talks_to() -> None:
+    engine = RedisEngine(LIMITS, "rediss://h")
+    connection = engine._links.make()._connection
+    assert connection.check_hostname
+    assert connection.cert_reqs in {"required", ssl.CERT_REQUIRED}
