@@ -216,6 +216,8 @@ class CloseCode(enum.IntEnum):
     """Why the server ends a connection; 40xx: reconnect, 45xx: do not (DESIGN 6.15)."""
 
     GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    INVALID_TEXT = 1007
     MESSAGE_TOO_BIG = 1009
     INTERNAL = 1011
     DRAIN = 4001

@@ -42,6 +42,7 @@ STANDS_ON = {
     ("subscriptions", "peers"),
     ("subscriptions", "claims"),
     ("subscriptions", "joining"),
+    ("handlers.websocket", "handlers.frames"),
     ("handlers.websocket", "handlers.outlet"),  # a handler receives, its outlet sends
     ("engines.redis", "engines.redis_appends"),
     ("engines.redis", "engines.redis_link"),

@@ -403,9 +403,31 @@ async def test_text_that_is_no_utf_8_ends_its_own_connection_alone() -> None:
         other = await daemon.connect()
         async with RawPeer.connected(daemon.server.frontend_port) as peer:
             peer.send(0x1, b"\xff\xfe")
-            with pytest.raises(asyncio.IncompleteReadError):
-                await peer.close_code()
+            assert await peer.close_code() == 1007
             assert await other.rest() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "payload"),
+    [
+        (0xC1, b"compressed, though nobody agreed to that"),
+        (0x83, b"no such opcode"),
+        (0x8B, b"no such control frame"),
+        (0x80, b"the continuation of nothing"),
+        (0x09, b"a ping in pieces"),
+        (0x89, bytes(126)),
+    ],
+)
+async def test_a_frame_that_breaks_the_rules_is_answered_with_1002(
+    first: int, payload: bytes
+) -> None:
+    async with serving(Echo("echo")) as daemon:
+        other = await daemon.connect()
+        async with RawPeer.connected(daemon.server.frontend_port) as peer:
+            peer.send_bytes(first, payload)
+            assert await peer.close_code() == 1002
+            assert await other.rest() == []
+        await until(lambda: len(daemon.frontend.sessions) == 1)
 
 
 class Gated(MemoryEngine):

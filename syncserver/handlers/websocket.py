@@ -15,6 +15,7 @@ import tornado.websocket
 
 from syncserver.errors import CloseCode
 from syncserver.handlers.base import origin_allowed
+from syncserver.handlers.frames import ExplainingProtocol
 from syncserver.handlers.outlet import Outlet
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
@@ -65,6 +66,13 @@ class WebSocketHandler(tornado.websocket.WebSocketHandler):
         self._wheel = wheel
         self._alarm: Alarm | None = None
         self._alive = True
+
+    def get_websocket_protocol(self) -> tornado.websocket.WebSocketProtocol | None:
+        """Return Tornado's side of the connection, made to say why it ends one."""
+        protocol = super().get_websocket_protocol()
+        if type(protocol) is tornado.websocket.WebSocketProtocol13:
+            return ExplainingProtocol(self, mask_outgoing=False, params=protocol.params)
+        return protocol
 
     @property
     def ping_interval(self) -> float | None:
