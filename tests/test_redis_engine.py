@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import secrets
 import signal
@@ -23,13 +24,26 @@ from syncserver.engines.redis import RedisEngine
 from syncserver.engines.redis_link import Link
 from syncserver.errors import ConfigError, PositionLost, RefetchReason, Unavailable
 from syncserver.position import Position
-from tests.conftest import ExpectedLog
+from syncserver.stream import Record, Stream
+from tests.conftest import ExpectedLog, LogGuard
 from tests.support import daemon as daemons
 from tests.support import valkey
 from tests.support.valkey import Valkey
 
 LIMITS = Limits()
 KEYS = {kind: f"{{syncserver}}:{kind}:s" for kind in "mls"}
+
+
+@pytest.fixture(autouse=True)
+def short_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let readers look at the head more often than once a second, to save time."""
+    if "real_time" not in request.fixturenames:
+        monkeypatch.setattr("syncserver.engines.redis_reader._BLOCK_MS", 150)
+
+
+@pytest.fixture
+def real_time() -> None:
+    """Let readers block as long as they do."""
 
 
 @pytest.fixture
@@ -646,6 +660,16 @@ async def test_a_log_that_was_lost_begins_anew_and_everybody_hears_so(
             assert [entry.position.epoch for entry in ear.entries[-1:]] == [head.epoch]
 
 
+async def test_a_log_that_began_anew_is_noticed_within_two_seconds(
+    server: Valkey, real_time: None
+) -> None:
+    async with engine_on(server) as engine:
+        heard = Heard()
+        await engine.follow("s", await engine.append("s", b"x"), heard)
+        admin(server, "FLUSHALL")
+        await until(lambda: heard.words == ["epoch"], seconds=2)
+
+
 async def test_the_steps_may_be_lost_without_harm(server: Valkey) -> None:
     limits = Limits(retention_bytes=10_000)
     async with engine_on(server, limits) as engine:
@@ -693,7 +717,8 @@ async def lost(engine: RedisEngine, place: Position) -> str:
     return caught.value.reason
 
 
-async def test_a_log_that_went_back_and_grew_past_the_reader_is_noticed(server: Valkey) -> None:
+@pytest.mark.parametrize("more", [1, 5], ids=["as far as the reader", "past it"])
+async def test_a_log_that_went_back_and_grew_again_is_noticed(server: Valkey, more: int) -> None:
     async with engine_on(server) as engine, engine_on(server) as other:
         await engine.append("s", b"kept")
         copies = {key: admin(server, "DUMP", key) for key in (KEYS["m"], KEYS["l"])}
@@ -701,12 +726,136 @@ async def test_a_log_that_went_back_and_grew_past_the_reader_is_noticed(server: 
         await engine.follow("s", await engine.append("s", b"gone"), heard)
         script = "for i = 1, #KEYS do redis.call('RESTORE', KEYS[i], 0, ARGV[i], 'REPLACE') end"
         admin(server, "EVAL", script, 2, *copies, *copies.values())
-        positions = await asyncio.gather(*(other.append("s", b"%d" % n) for n in range(5)))
+        positions = await asyncio.gather(*(other.append("s", b"%d" % n) for n in range(more)))
         await until(lambda: heard.words)
         assert heard.words == ["fork"]
-        assert positions[-1].offset == 6
+        assert positions[-1].offset == 1 + more
         last = await other.append("s", b"last")
         await until(lambda: heard.entries and heard.entries[-1].position == last)
+
+
+# Everything at once, seen through the cursors of three nodes.
+
+
+class Delivered:
+    """What one node delivered since it last lost something."""
+
+    def __init__(self) -> None:
+        self.records: list[Record[bytes]] = []
+        self.losses = 0
+
+    def deliver(self, record: Record[bytes]) -> None:
+        self.records.append(record)
+
+    def turn_ended(self) -> None:
+        return
+
+    def lost(self, reason: RefetchReason) -> None:
+        self.records.clear()
+        self.losses += 1
+
+    def freshness(self, *, stale: bool) -> None:
+        return
+
+
+async def cut(server: Valkey, rng: random.Random) -> None:
+    admin(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+async def forget_scripts(server: Valkey, rng: random.Random) -> None:
+    admin(server, "SCRIPT", "FLUSH")
+
+
+async def stop_for_a_while(server: Valkey, rng: random.Random) -> None:
+    server.signal(signal.SIGSTOP)
+    await asyncio.sleep(rng.choice([0.02, 0.1, 0.3]))
+    server.signal(signal.SIGCONT)
+
+
+async def kill(server: Valkey, rng: random.Random) -> None:
+    server.kill()
+    await asyncio.sleep(rng.random() * 0.1)
+    await asyncio.to_thread(server.start)
+
+
+async def flush(server: Valkey, rng: random.Random) -> None:
+    admin(server, "FLUSHALL")
+
+
+async def evict(server: Valkey, rng: random.Random) -> None:
+    admin(server, "DEL", rng.choice(list(KEYS.values())))
+
+
+async def go_back(server: Valkey, rng: random.Random) -> None:
+    copies = {key: admin(server, "DUMP", key) for key in KEYS.values()}
+    await asyncio.sleep(rng.random() * 0.05)
+    there = {key: copy for key, copy in copies.items() if copy is not None}
+    script = "for i = 1, #KEYS do redis.call('RESTORE', KEYS[i], 0, ARGV[i], 'REPLACE') end"
+    admin(server, "EVAL", script, len(there), *there, *there.values())
+
+
+LOSING = (flush, evict, go_back)
+SPARING = (cut, forget_scripts, stop_for_a_while, kill)
+
+
+async def write(engine: RedisEngine, name: int, acknowledged: dict[bytes, Position]) -> None:
+    """Append for ever, each entry until it is acknowledged."""
+    for number in itertools.count():
+        data = b"%d of %d" % (number, name)
+        while data not in acknowledged:
+            with contextlib.suppress(Unavailable):
+                position = await engine.append("s", data, idempotency_key=data.decode())
+                acknowledged[data] = position
+            await asyncio.sleep(0.003)
+
+
+@pytest.mark.parametrize("faults", [SPARING, SPARING + LOSING], ids=["sparing", "losing"])
+async def test_under_any_faults_no_node_has_a_gap_or_another_history(
+    faults: Sequence[Any], log_guard: LogGuard
+) -> None:
+    rng = random.Random(5)
+    acknowledged: dict[bytes, Position] = {}
+    with valkey.running("--appendonly", "yes", "--appendfsync", "always") as server:
+        async with engine_on(server) as a, engine_on(server) as b, engine_on(server) as c:
+            nodes = [Delivered() for _ in range(3)]
+            streams = [
+                Stream(engine, "s", node, decode=bytes, tail_bytes=10**7)
+                for engine, node in zip((a, b, c), nodes, strict=True)
+            ]
+            for stream in streams:
+                await stream.open()
+            begin = streams[0].cursor
+            writers = [
+                asyncio.ensure_future(write(engine, number, acknowledged))
+                for number, engine in enumerate((a, b, c, a, b, c))
+            ]
+            for number in range(24):
+                await asyncio.sleep(rng.random() * 0.04)
+                await faults[number % len(faults)](server, rng)
+            await asyncio.sleep(0.1)
+            for writer in writers:
+                writer.cancel()
+            await asyncio.wait(writers)
+            await until(lambda: not a._links._away, 5)
+            head = await a.append("s", b"last")
+            await until(lambda: all(stream.cursor == head for stream in streams), 10)
+            log = await a.read("s", Position(head.epoch, 0, "0"), 100_000)
+            for node in nodes:
+                known = [(record.position, record.value) for record in node.records]
+                assert known == [
+                    (entry.position, entry.data) for entry in log[len(log) - len(known) :]
+                ]
+            if faults is SPARING:
+                assert not any(node.losses for node in nodes)
+                assert log[0].previous == begin.mark
+                assert len(known) == len(log) == len({entry.data for entry in log})
+                told = {entry.data: entry.position for entry in log}
+                assert all(told[data] == place for data, place in acknowledged.items())
+            else:
+                assert all(node.losses for node in nodes)
+            for stream in streams:
+                await stream.close()
+    log_guard.unannounced.clear()  # they say that the log is away, back, or lost
 
 
 # Whole daemons.
