@@ -50,11 +50,11 @@ class SQLiteEngine(Engine):
         self._lock = Lock(source.path)
         try:
             self._store = Store(source, limits or Limits(), clock or _steady_clock())
+            self._reader = Reader(source.path)
         except BaseException:
             self._lock.release()
             raise
         self._writer = Writer(self._store, self)
-        self._reader = Reader(source.path)
         self._reading = ThreadPoolExecutor(1, "sqlite-reader")
         self._reads = 0
         self._heads: dict[str, Position] = {}
@@ -121,16 +121,16 @@ class SQLiteEngine(Engine):
         return await self._write(lambda store: store.revoke_grant(token, seconds))
 
     async def check(self) -> None:
-        if self._trouble is None:
-            try:
-                async with asyncio.timeout(STUCK_SECONDS):
-                    await self._write(lambda store: store.claim(1))
-            except TimeoutError:
-                self._stale(STUCK)
-            except Unavailable:
-                self._stale("too much waits to be written")
         if self._trouble is not None:
             raise Unavailable(self._trouble)
+        try:
+            async with asyncio.timeout(STUCK_SECONDS):
+                await self._write(lambda store: store.claim(1))
+        except TimeoutError:
+            self._stale(STUCK)
+            raise Unavailable(STUCK) from None
+        except Unavailable as error:
+            raise self._unavailable("too much waits to be written") from error
 
     async def close(self) -> None:
         if self._closed:
@@ -188,6 +188,9 @@ class SQLiteEngine(Engine):
         self._trouble = reason
         self._arm("probe", _PROBE_SECONDS, self._probe)
 
+    def _unavailable(self, otherwise: str) -> Unavailable:
+        return Unavailable(self._trouble or otherwise)
+
     def _fresh(self) -> None:
         logger.info("The log can be written again")
         self._trouble = None
@@ -219,7 +222,8 @@ class SQLiteEngine(Engine):
     def _probe(self) -> None:
         """Write as much as could not be written, and take it out again."""
         size = self._probe_bytes
-        self._writer.submit(lambda store: store.claim(size), size).add_done_callback(self._probed)
+        probe = self._writer.submit(lambda store: store.claim(size), size, alone=True)
+        probe.add_done_callback(self._probed)
 
     def _probed(self, probe: asyncio.Future[None]) -> None:
         if probe.exception() is not None:

@@ -169,11 +169,6 @@ def close_database(db: sqlite3.Connection) -> None:
     db.close()
 
 
-def epoch_lost(boot: str, synchronous: str) -> bool:
-    """Say whether commits may be missing from a file last opened so."""
-    return bool(boot) and synchronous == "normal" and boot != _boot_id()
-
-
 def _make_private(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     mode = os.fstat(descriptor).st_mode
@@ -209,7 +204,8 @@ def _create(db: sqlite3.Connection) -> None:
 def _check_sound(db: sqlite3.Connection, path: Path) -> None:
     (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise ConfigError(f"engine: {path}: the file is damaged ({found}); {_MEND}")
+        what = " ".join(found.split())
+        raise ConfigError(f"engine: {path}: the file is damaged ({what}); {_MEND}")
 
 
 def _begin(db: sqlite3.Connection, synchronous: str, now: float) -> None:
@@ -220,7 +216,7 @@ def _begin(db: sqlite3.Connection, synchronous: str, now: float) -> None:
     db.execute("PRAGMA synchronous = full")
     db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     db.execute("BEGIN IMMEDIATE")
-    if epoch_lost(*db.execute("SELECT boot, synchronous FROM state").fetchone()):
+    if _power_failed(*db.execute("SELECT boot, synchronous FROM state").fetchone()):
         logger.warning("The machine went down while the log was open; clients fetch again")
         for table in _ALL:
             db.execute(f"DELETE FROM {table}")  # noqa: S608  # names of our own
@@ -228,6 +224,11 @@ def _begin(db: sqlite3.Connection, synchronous: str, now: float) -> None:
     _set_back(db, now)
     db.execute("COMMIT")
     db.execute(f"PRAGMA synchronous = {synchronous}")
+
+
+def _power_failed(boot: str, synchronous: str) -> bool:
+    """Say whether commits may be missing from a file that was last opened so."""
+    return bool(boot) and synchronous == "normal" and boot != _boot_id()
 
 
 def _set_back(db: sqlite3.Connection, now: float) -> None:

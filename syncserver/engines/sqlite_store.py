@@ -83,8 +83,8 @@ class Store:
             outcomes = [self._outcome(work) for work in works]
             self._write_out()
             self.db.execute("COMMIT")
-        except BaseException as error:
-            self._abandon(error)
+        except BaseException:
+            self._abandon()
             raise
         news, self._news = self._news, {}
         return Commit(outcomes, news)
@@ -232,7 +232,8 @@ class Store:
         (pages,) = self.db.execute("PRAGMA page_count").fetchone()
         if free <= _VACUUM_PAGES or free * 2 <= pages:
             return False
-        self.db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        for _ in range(_VACUUM_PAGES):  # one step is one page, whatever number it is given
+            self.db.execute("PRAGMA incremental_vacuum(1)")
         return True
 
     def _remembered(self, log: _Log, key: str) -> tuple[bytes, Position] | None:
@@ -263,8 +264,8 @@ class Store:
             }
         return self._logs
 
-    def _abandon(self, error: BaseException) -> None:
-        """Forget the transaction; on a full disk, let the write-ahead log give back its room."""
+    def _abandon(self) -> None:
+        """Forget the transaction, and read again what the file has."""
         self._entries.clear()
         self._keys.clear()
         self._news = {}
@@ -272,5 +273,3 @@ class Store:
         with contextlib.suppress(sqlite3.Error):
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                self.db.execute("PRAGMA wal_checkpoint(truncate)")

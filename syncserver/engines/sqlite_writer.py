@@ -44,6 +44,7 @@ class Hearer(Protocol):
 class _Call(NamedTuple):
     work: Work
     size: int
+    alone: bool
     done: asyncio.Future[Any]
 
 
@@ -71,10 +72,11 @@ class Writer:
             return False
         return asyncio.get_running_loop().time() - self._since > STUCK_SECONDS
 
-    def submit(self, work: Work, size: int = 0) -> asyncio.Future[Any]:
+    def submit(self, work: Work, size: int = 0, *, alone: bool = False) -> asyncio.Future[Any]:
         """Return the result of ``work`` once it is committed; Unavailable if it was not.
 
         :param size: about how many bytes it writes.
+        :param alone: gives it a transaction of its own, so that it takes none with it.
         """
         loop = asyncio.get_running_loop()
         done = loop.create_future()
@@ -85,7 +87,7 @@ class Writer:
         if self._idle.is_set():
             self._idle.clear()
             loop.call_soon(self._begin)  # what else comes in this turn goes along
-        self._calls.append(_Call(work, size, done))
+        self._calls.append(_Call(work, size, alone, done))
         self._bytes += size
         return done
 
@@ -99,6 +101,9 @@ class Writer:
                 await loop.run_in_executor(self._thread, self._store.close)
         except TimeoutError:
             logger.warning("The file was not closed: %s", STUCK)
+            calls = list(self._calls)
+            self._calls.clear()
+            self._refuse(calls, None)
             return False
         finally:
             self._thread.shutdown(wait=False)
@@ -113,9 +118,14 @@ class Writer:
         committing.add_done_callback(partial(self._ended, calls))
 
     def _next_calls(self) -> list[_Call]:
-        calls: list[_Call] = []
-        size = 0
-        while self._calls and len(calls) < _BATCH_CALLS and size < _BATCH_BYTES:
+        calls = [self._calls.popleft()]
+        size = calls[0].size
+        while (
+            self._calls
+            and not (calls[0].alone or self._calls[0].alone)
+            and len(calls) < _BATCH_CALLS
+            and size < _BATCH_BYTES
+        ):
             calls.append(self._calls.popleft())
             size += calls[-1].size
         self._bytes -= size
@@ -149,9 +159,12 @@ class Writer:
 
     def _failed(self, calls: list[_Call], reason: str, error: Exception) -> None:
         logger.debug("A transaction failed: %s", error)
+        self._refuse(calls, error)
+        self._hearer.failed(reason, sum(call.size for call in calls))
+
+    def _refuse(self, calls: list[_Call], error: Exception | None) -> None:
         for call in calls:
             if not call.done.done():
                 refusal = Unavailable()
                 refusal.__cause__ = error
                 call.done.set_exception(refusal)
-        self._hearer.failed(reason, sum(call.size for call in calls))

@@ -95,6 +95,7 @@ async def test_so_it_does_on_a_log_in_a_file(tmp_path: Path, late: bool) -> None
         FEWER_RUNS,
     )
     assert reasons["revoked"] > FEWER_RUNS / 10
+    assert reasons["trimmed"]
 
 
 @pytest.mark.seconds(120)
