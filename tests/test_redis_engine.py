@@ -869,7 +869,7 @@ def config_on(server: Valkey) -> Config:
         frontend=settings.frontend,
         backend=settings.backend,
         limits=settings.limits,
-        services=default_services(),
+        services={"datasync": default_services()["datasync"]},
     )
 
 
