@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import graphlib
 import itertools
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def gaps(history: History) -> Iterator[str]:
             known = life.known.get(publisher, 0)
             first = min([known, *(n - 1 for n in some)])
             last = visible[-1] if life.told is None else max(some, default=0)
-            due = [n for n in visible if first < n <= last]
+            due = visible[bisect_right(visible, first) : bisect_right(visible, last)]
             missing = [n for n in due if n not in some and (publisher, n) not in excused]
             if missing:
                 yield f"{life} did not see {missing} of {publisher} ({life.told or 'to the end'})"
