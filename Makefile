@@ -11,7 +11,7 @@ DEMO_NEEDS := $(wildcard demos/*/requirements.txt)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL_ALL = install $(addprefix -r ,$(DEMO_NEEDS)) -e clients/python -e
 
-.PHONY: help run test lint types docs wheel venv clean
+.PHONY: help run test lint types docs bench wheel venv clean
 
 help:
 	@echo 'make run    the daemon and the demo app; prints the address of the page'
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint   ruff'
 	@echo 'make types  mypy'
 	@echo 'make docs   the documentation, in docs/_build/html'
+	@echo 'make bench  what the engines cost, as ratios'
 	@echo 'make wheel  build the wheels and try them in an empty environment'
 	@echo 'make venv   only set up .venv, with everything'
 	@echo 'make clean  remove what make has made'
@@ -38,6 +39,9 @@ types: $(VENV)/.test
 docs: $(VENV)/.test
 	@$(BIN)/sphinx-build -q -W -n --keep-going docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+
+bench: $(VENV)/.test
+	@$(BIN)/python -m bench.engines $(ARGS)
 
 wheel: $(VENV)/.test
 	@$(BIN)/python tools/check_wheels.py

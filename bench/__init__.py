@@ -1,0 +1,1 @@
+"""Measurements of the daemon; run them from the root of a checkout."""
