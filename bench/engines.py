@@ -52,7 +52,6 @@ class Node:
     frontend: str
     backend: str
     counted: int = 0
-    socket: WebSocketClientConnection | None = None
 
     def count(self, text: str | bytes | None) -> None:
         """Count one message of the subscriber."""
@@ -81,12 +80,13 @@ async def node(engine: str) -> AsyncIterator[Node]:
         )
         try:
             running = await _started(process)
-            await _subscribe(running)
+            socket = await _subscribe(running)
             yield running
+            socket.close()
         finally:
             if process.returncode is None:
                 process.terminate()
-            await process.wait()
+            await process.communicate()
 
 
 async def _started(process: asyncio.subprocess.Process) -> Node:
@@ -100,14 +100,15 @@ async def _started(process: asyncio.subprocess.Process) -> Node:
     return Node(process, lines["frontend"], lines["backend"])
 
 
-async def _subscribe(to: Node) -> None:
+async def _subscribe(to: Node) -> WebSocketClientConnection:
     async with poster(to.backend) as post:
         items = [{"dealer": "AllTasks", "query": None}]
         token = (await post.call("authorizeSubscription", items=items))["data"]
-    to.socket = await websocket_connect(to.frontend, on_message_callback=to.count)
+    socket = await websocket_connect(to.frontend, on_message_callback=to.count)
     params = {"token": token, "position": None}
     call = {"command": "acquireSubscription", "params": params, "callId": 1}
-    await to.socket.write_message(json.dumps({"service": "datasync", "message": call}))
+    await socket.write_message(json.dumps({"service": "datasync", "message": call}))
+    return socket
 
 
 class Poster:
