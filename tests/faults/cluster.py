@@ -75,8 +75,7 @@ class Node:
             async with asyncio.timeout(START_SECONDS):
                 ports = await _ports(child)
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+            _send(child, signal.SIGKILL)
             await child.wait()
             raise
         self.ports, self.child = ports, child
@@ -86,14 +85,14 @@ class Node:
         child, self.child = self.child, None
         if child is not None:
             self.killed += 1
-            child.kill()
+            _send(child, signal.SIGKILL)
             async with asyncio.timeout(STOP_SECONDS):
                 await child.wait()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
         if self.child is not None:
-            self.child.send_signal(number)
+            _send(self.child, number)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         path = self._folder / f"{self.name}.toml"
@@ -110,6 +109,13 @@ class Node:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
             )
+
+
+def _send(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to a child; its own ``send_signal`` would reap it before asyncio does."""
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
 
 
 async def _ports(child: asyncio.subprocess.Process) -> list[int]:
