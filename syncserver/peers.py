@@ -35,7 +35,7 @@ class State(enum.Enum):
 class Subscription:
     """A grant that a session has acquired; ``take`` tells it from other takes of its token."""
 
-    __slots__ = ("error", "peer", "resumable", "state", "take", "token", "views")
+    __slots__ = ("error", "is_untold", "peer", "resumable", "state", "take", "token", "views")
 
     def __init__(
         self, peer: Peer, token: str, take: int, views: list[View], *, resumable: bool
@@ -47,6 +47,7 @@ class Subscription:
         self.resumable = resumable
         self.state = State.JOINING
         self.error: RPCError | None = None
+        self.is_untold = False
 
 
 class Peer:

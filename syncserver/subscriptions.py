@@ -17,8 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from syncserver import entries
 from syncserver.claims import Claim, Claims
@@ -42,6 +41,7 @@ from syncserver.position import Position
 from syncserver.protocols.base import Ended, Freshness, RefetchNotice
 from syncserver.session import Session
 from syncserver.stream import Record, Stream
+from syncserver.tasks import Tasks
 from syncserver.views import FrameCache, View, Views
 
 logger = logging.getLogger("syncserver.subscriptions")
@@ -79,19 +79,20 @@ class Subscriptions:
         self._claims = Claims(engine, limits)
         self._limits = limits
         self._condemned: deque[Subscription] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(service)
+        self._is_kept = False
 
     async def open(self) -> None:
         """Follow the stream; does nothing when it was done before."""
         await self.stream.open()
-        if not self._tasks:
-            self._spawn(self._claims.keep(self.peers.tokens, self._expired))
-            self._spawn(self.peers.tell_in_rounds(self.stream, self._limits))
+        if not self._is_kept:
+            self._is_kept = True
+            self._tasks.spawn(self._claims.keep(self.peers.tokens, self._expired))
+            self._tasks.spawn(self.peers.tell_in_rounds(self.stream, self._limits))
 
     async def close(self) -> None:
         """Stop following; what is under way is given up."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.close()
         await self.stream.close()
 
     # Called by the service, for one session at a time.
@@ -163,9 +164,14 @@ class Subscriptions:
         self.peers.tell_due(self.stream.cursor)
 
     def lost(self, reason: RefetchReason) -> None:
-        """End all subscriptions: the log cannot give what they missed."""
+        """End all subscriptions now and tell them in turn: what they missed cannot be had."""
         for subscription in self.peers.subscriptions():
-            self._end(subscription, Refetch(reason))
+            if subscription.state is State.JOINING:
+                self._end(subscription, Refetch(reason))
+            else:
+                self._drop(subscription, Refetch(reason))
+                subscription.is_untold = True
+                self._execute_later(subscription)
 
     def freshness(self, *, stale: bool) -> None:
         """Tell all peers that the log is out of reach, or back."""
@@ -234,16 +240,22 @@ class Subscriptions:
                 self._end(subscription, Refetch(RefetchReason.REQUESTED))
             elif subscription.state is State.LIVE:
                 self.peers.condemn(subscription)
-                self._condemned.append(subscription)
-                if len(self._condemned) == 1:
-                    asyncio.get_running_loop().call_soon(self._execute_some)
+                self._execute_later(subscription)
+
+    def _execute_later(self, subscription: Subscription) -> None:
+        self._condemned.append(subscription)
+        if len(self._condemned) == 1:
+            asyncio.get_running_loop().call_soon(self._execute_some)
 
     def _execute_some(self) -> None:
         """Tell some of the condemned, so that a database is not asked by all at once."""
         most = max(1, round(self._limits.refetch_per_second * _REFETCH_TICK_SECONDS))
         for _ in range(min(most, len(self._condemned))):
             subscription = self._condemned.popleft()
-            self._end(subscription, Refetch(RefetchReason.REQUESTED))
+            if subscription.state is State.CONDEMNED:
+                self._end(subscription, Refetch(RefetchReason.REQUESTED))
+            elif subscription.is_untold:
+                self._tell_end(subscription)
         self.peers.tell_due(self.stream.cursor)
         if self._condemned:
             asyncio.get_running_loop().call_later(_REFETCH_TICK_SECONDS, self._execute_some)
@@ -255,14 +267,22 @@ class Subscriptions:
         if subscription.state is State.GONE:
             return
         joining = subscription.state is State.JOINING
+        self._drop(subscription, error)
+        if not joining:
+            self._tell_end(subscription)
+
+    def _drop(self, subscription: Subscription, error: RPCError) -> None:
         self._detach(subscription)
         subscription.error = error
         if isinstance(error, Refetch):
             self._let_go(subscription, kept=False)
-        if not joining:
-            notice = RefetchNotice if isinstance(error, Refetch) else Ended
-            token, reason = subscription.token, str(error.reason)
-            subscription.peer.session.tell(notice(self._service, token, reason))
+
+    def _tell_end(self, subscription: Subscription) -> None:
+        subscription.is_untold = False
+        error = subscription.error
+        notice = RefetchNotice if isinstance(error, Refetch) else Ended
+        reason = "" if error is None else str(error.reason)
+        subscription.peer.session.tell(notice(self._service, subscription.token, reason))
 
     def _detach(self, subscription: Subscription) -> None:
         if subscription.state is not State.LIVE:  # its siblings may wait for their position
@@ -272,18 +292,8 @@ class Subscriptions:
 
     def _let_go(self, subscription: Subscription, *, kept: bool) -> None:
         claim = Claim(subscription.token, subscription.take, kept)
-        self._spawn(self._claims.let_go(claim))
+        self._tasks.spawn(self._claims.let_go(claim))
 
     def _expired(self, token: str) -> None:
         for subscription in self.peers.of_token(token):
             self._end(subscription, Refetch(RefetchReason.EXPIRED))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("A task of %s failed", self._service, exc_info=task.exception())

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("delta", "position", "canonical", "strict_json", "config", "configfile", "keys"),
     ("filters", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
-    ("session", "stream", "wheel"),
+    ("session", "stream", "tasks", "wheel"),
     ("views", "claims", "peers", "joining", "subscriptions"),
     ("services/",),
     ("registry",),

@@ -662,6 +662,27 @@ async def test_a_log_that_is_lost_ends_all_subscriptions_and_no_connection(
 
 
 @on_virtual_time
+async def test_who_lost_a_log_is_told_in_turn_and_gets_nothing_more_meanwhile(
+    expected_log: ExpectedLog,
+) -> None:
+    async with running(replace(LIMITS, refetch_per_second=10)) as node:
+        peers = [node.peer() for _ in range(20)]
+        for peer in peers:
+            await peer.acquire(await node.grant(1))
+        node.engine._logs["s"].head = Position.start()
+        with expected_log("syncserver.stream", "lost"):
+            node.stream.position_lost(RefetchReason.EPOCH)
+            await asyncio.sleep(0.45)
+        await node.publish(1)
+        told = [peer.told() for peer in peers]
+        assert told[:5] == [["refetch epoch"]] * 5
+        assert told[5:] == [[]] * 15
+        await asyncio.sleep(3)
+        assert [peer.told() for peer in peers[5:]] == [["refetch epoch"]] * 15
+        assert not node.service.subscriptions.peers.subscriptions()
+
+
+@on_virtual_time
 async def test_all_who_have_subscriptions_hear_that_the_log_is_away_and_back() -> None:
     async with running() as node:
         peers = [node.peer() for _ in range(3)]
