@@ -572,8 +572,10 @@ def test_the_imports_from_snorky_s_page_are_there() -> None:
     exec(imports, {})
 
 
-def test_the_tests_that_the_guarantees_name_are_there() -> None:
-    named = re.findall(r"``(test_\w+)``", (DOCS / "explanation/guarantees.rst").read_text("utf-8"))
+@pytest.mark.parametrize("name", ["guarantees", "engines"])
+def test_the_tests_that_a_page_of_promises_names_are_there(name: str) -> None:
+    text = (DOCS / f"explanation/{name}.rst").read_text("utf-8")
+    named = re.findall(r"``(test_\w+)``", text)
     tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert named
     assert [name for name in named if f"def {name}(" not in tests] == []

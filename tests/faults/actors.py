@@ -75,15 +75,17 @@ class Site:
         sees = ITEMS[item][1]
         return {key: row for key, row in self.rows.items() if sees(row)}
 
-    async def post(self, node: Node, command: str, **params: Any) -> Any:
+    async def post(
+        self, node: Node, command: str, *, seconds: float = TIMEOUT_SECONDS, **params: Any
+    ) -> Any:
         """Make a call of the backend; OSError unless it is answered."""
         request = HTTPRequest(
             node.http_url,
             method="POST",
             headers={"X-Backend-Key": KEY, "Content-Type": "application/json"},
             body=call_body("datasync_backend", command, params),
-            connect_timeout=TIMEOUT_SECONDS,
-            request_timeout=TIMEOUT_SECONDS,
+            connect_timeout=seconds,
+            request_timeout=seconds,
         )
         response = await self.client.fetch(request)
         message = json.loads(response.body)["message"]

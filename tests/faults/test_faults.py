@@ -1,7 +1,8 @@
 """Nodes, stores and networks fail at random, and no page is left with a hole.
 
-A short run each time. ``SYNCSERVER_FAULTS=500 pytest -s tests/faults`` makes a long one, with
-``SYNCSERVER_FAULTS_SEED`` as its seed; the history of a run that failed is in its folder.
+A short run each time. ``SYNCSERVER_FAULTS=500 pytest -s -o faulthandler_timeout=0 tests/faults``
+makes a long one, with ``SYNCSERVER_FAULTS_SEED`` as its seed; the history of a run that failed is
+in its folder. Nodes run what is in the checkout as they start: do not edit it meanwhile.
 """
 
 from __future__ import annotations
