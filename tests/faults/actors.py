@@ -76,13 +76,20 @@ class Site:
         return {key: row for key, row in self.rows.items() if sees(row)}
 
     async def post(
-        self, node: Node, command: str, *, seconds: float = TIMEOUT_SECONDS, **params: Any
+        self,
+        node: Node,
+        command: str,
+        *,
+        seconds: float = TIMEOUT_SECONDS,
+        key: str | None = None,
+        **params: Any,
     ) -> Any:
         """Make a call of the backend; OSError unless it is answered."""
+        keyed = {} if key is None else {"Idempotency-Key": key}
         request = HTTPRequest(
             node.http_url,
             method="POST",
-            headers={"X-Backend-Key": KEY, "Content-Type": "application/json"},
+            headers={"X-Backend-Key": KEY, "Content-Type": "application/json", **keyed},
             body=call_body("datasync_backend", command, params),
             connect_timeout=seconds,
             request_timeout=seconds,

@@ -20,6 +20,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from tornado.httpclient import HTTPError
+
 from tests.faults.actors import Site
 from tests.faults.cluster import Node, cluster
 from tests.support.world import ITEMS
@@ -246,7 +248,15 @@ async def _connected(site: Site, node: Node, count: int) -> list[Page]:
 
 async def _insert(site: Site, node: Node, number: int) -> None:
     delta = {"type": "insert", "model": "Row", "data": {"id": number, "group": 0}}
-    await site.post(node, "publishDeltas", seconds=SECONDS, deltas=[delta])
+    while True:
+        try:
+            await site.post(node, "publishDeltas", seconds=SECONDS, key=str(number), deltas=[delta])
+        except HTTPError as error:
+            if error.code != 503:
+                raise
+            await asyncio.sleep(random.uniform(0, FIRST_BACKOFF_SECONDS))
+        else:
+            return
 
 
 async def _publish_until(
