@@ -19,6 +19,7 @@ import pytest
 from tornado.websocket import websocket_connect
 
 from tests.faults.actors import GONE, Publisher, Site, Subscriber, until
+from tests.faults.checkers import staleness
 from tests.faults.cluster import Cluster, Node, RedisStore, cluster
 from tests.support.daemon import Peer
 
@@ -158,9 +159,9 @@ async def test_a_restart_of_redis_disconnects_nobody_and_deliveries_go_on(
         published = [e["at"] for e in site.history if e["type"] == "ok" and e["at"] > back]
         assert await until(lambda: all(one.live_now for one in pages), BOUND_SECONDS)
         took = 1000 * (time.monotonic() - back)
-        kinds = [event["type"] for event in site.history if event["at"] > began]
-        assert "lost" not in kinds
-        assert kinds.count("stale") == kinds.count("fresh") == PAGES
+        assert len(times(site, "stale", began)) == PAGES
+        assert await until(lambda: not list(staleness(site.history)), BOUND_SECONDS)
+        assert not [event for event in site.history if event["type"] == "lost"]
         told = {event["reason"] for event in site.history if event["type"] == "told"}
         assert told == (set() if keeps else {"epoch"})
         first = 1000 * (published[0] - back) if published else -1
