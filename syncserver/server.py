@@ -9,11 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
-
-from syncserver.config import LOCAL_ORIGINS, Config
+from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
+from syncserver.doors import Door
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
 from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
@@ -28,10 +25,8 @@ logger = logging.getLogger("syncserver.server")
 
 Registries = tuple[ServiceRegistry, ServiceRegistry]
 
-_HEADER_BYTES = 16 * 1024
 _HEADER_SECONDS = 15.0
 _KEEP_ALIVE_SECONDS = 300.0
-_BODY_SECONDS = 15.0
 _CLOSED_PER_SLICE = 200
 _RECONNECTS_PER_SECOND = 500
 _POLL_SECONDS = 0.02
@@ -65,7 +60,7 @@ class Server:
         self.frontend, self.backend = registries
         self._engine = engine
         self._wheel = Wheel()
-        self._doors: dict[str, HTTPServer] = {}
+        self._doors: dict[str, Door] = {}
         self.frontend_port = self.backend_port = 0
 
     async def start(self) -> None:
@@ -73,11 +68,11 @@ class Server:
         await self.frontend.open()
         await self.backend.open()
         frontend, backend = self.config.frontend, self.config.backend
-        self.frontend_port = self._listen(
-            "frontend", self._frontend_routes(), frontend.address, frontend.port, _HEADER_SECONDS
+        self.frontend_port = self._open(
+            "frontend", frontend, self._frontend_routes(), _HEADER_SECONDS
         )
-        self.backend_port = self._listen(
-            "backend", self._backend_routes(), backend.address, backend.port, _KEEP_ALIVE_SECONDS
+        self.backend_port = self._open(
+            "backend", backend, self._backend_routes(), _KEEP_ALIVE_SECONDS
         )
 
     async def drain(self) -> None:
@@ -128,8 +123,8 @@ class Server:
         key = f"in {backend.key_file}" if backend.key_file else f"{len(backend.api_keys)} given"
         lines = {
             "syncserver": f"{__version__}, settings from {config.source or 'none (defaults)'}",
-            "frontend": f"ws://{_host(frontend.address)}:{self.frontend_port}/ws",
-            "backend": f"http://{_host(backend.address)}:{self.backend_port}/backend",
+            "frontend": self._doors["frontend"].url("ws", "/ws"),
+            "backend": self._doors["backend"].url("http", "/backend"),
             "api key": key,
             "origins": _origins(frontend.allowed_origins),
             "services": ", ".join(
@@ -139,22 +134,18 @@ class Server:
         }
         return "\n".join(f"{name} {text}" for name, text in lines.items())
 
-    def _listen(
-        self, name: str, routes: list[Any], address: str, port: int, idle_seconds: float
+    def _open(
+        self, name: str, settings: Frontend | Backend, routes: list[Any], idle_seconds: float
     ) -> int:
-        application = Application(routes, log_function=_log_request, compress_response=False)
-        door = HTTPServer(
-            application,
-            idle_connection_timeout=idle_seconds,
-            body_timeout=_BODY_SECONDS,
-            max_header_size=_HEADER_BYTES,
-            max_body_size=4 * self.config.limits.max_body_bytes,
+        self._doors[name] = door = Door(
+            settings,
+            routes,
+            idle_seconds=idle_seconds,
+            max_body_bytes=4 * self.config.limits.max_body_bytes,
+            reuse_port=self._reuse_port,
         )
-        sockets = bind_sockets(port, address, reuse_port=self._reuse_port)
-        door.add_sockets(sockets)
-        self._doors[name] = door
-        bound: int = sockets[0].getsockname()[1]
-        return bound
+        door.open()
+        return door.port
 
     def _frontend_routes(self) -> list[Any]:
         routes: list[Any] = [
@@ -188,12 +179,3 @@ class Server:
 
 def _origins(allowed: tuple[str, ...]) -> str:
     return "localhost on any port" if allowed == LOCAL_ORIGINS else ", ".join(allowed)
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
-def _log_request(handler: RequestHandler) -> None:
-    request = handler.request
-    logger.debug("%s %s %s", handler.get_status(), request.method, request.path)

@@ -17,7 +17,17 @@ PACKAGE = Path(__file__).parents[1] / "syncserver"
 # A name that ends in "/" is a package: all its modules live on that floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("delta", "position", "canonical", "strict_json", "config", "configfile", "keys"),
+    (
+        "delta",
+        "position",
+        "canonical",
+        "strict_json",
+        "config",
+        "configfile",
+        "configtable",
+        "keys",
+        "overrides",
+    ),
     ("filters", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("session", "stream", "tasks", "wheel"),
@@ -25,14 +35,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("services/",),
     ("registry",),
     ("handlers/",),
-    ("server", "workers", "app", "cli", "__main__"),
+    ("doors", "server", "workers", "app", "cli", "__main__"),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
 # Two files of one floor, of which the first stands on the second.
 STANDS_ON = {
     ("configfile", "config"),  # the file is read into the settings
+    ("configfile", "configtable"),  # a table at a time
     ("configfile", "keys"),  # and keys from their files
+    ("configfile", "overrides"),  # after the environment was laid over it
+    ("configtable", "config"),
+    ("overrides", "config"),
+    ("overrides", "configtable"),
     ("keys", "config"),  # a key is a Secret
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
     ("peers", "views"),  # a subscription is attached to views
@@ -61,6 +76,7 @@ STANDS_ON = {
     ("engines.sqlite_store", "engines.sqlite_file"),
     ("engines.sqlite_store", "engines.sqlite_grants"),
     ("engines.sqlite_reader", "engines.sqlite_file"),
+    ("server", "doors"),
     ("app", "server"),
     ("app", "workers"),
     ("cli", "app"),

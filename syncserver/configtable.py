@@ -1,0 +1,110 @@
+"""The tables of a configuration file: checked values, and refusals that say where they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar, cast
+
+from syncserver.config import suggest
+from syncserver.errors import ConfigError
+
+T = TypeVar("T")
+
+_KINDS = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a table",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the file: hands out checked values and knows where each of them stands."""
+
+    source: str
+    content: Mapping[str, Any]
+    overrides: Mapping[str, str]
+    path: tuple[str, ...] = ()
+
+    def error(self, key: str, what: str) -> ConfigError:
+        """Return a refusal of the value of ``key``, whether it came from file or environment."""
+        name, *index = re.split(r"(?=\[)", key, maxsplit=1)
+        if variable := self.overrides.get(".".join((*self.path, name))):
+            return ConfigError(f"{variable}{''.join(index)}: {what}")
+        table = f"[{'.'.join(map(shown, self.path))}] " if self.path else ""
+        return ConfigError(f"{self.source}: {table}{key}: {what}")
+
+    def only(self, names: Sequence[str]) -> None:
+        """Refuse keys that are none of ``names``."""
+        for key in self.content:
+            if key not in names:
+                raise self.error(shown(key), f"unknown key; {suggest(key, names)}")
+
+    def get(self, key: str, kind: type[T], default: T) -> T:
+        """Return the value of a key that may be left out."""
+        value = self.content.get(key, default)
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise self.error(key, f"must be {_KINDS[kind]}, not {_kind_of(value)}")
+        return cast(T, value)
+
+    def name(self, key: str, default: str = "", hint: str = "it has no default") -> str:
+        """Return a text that cannot be empty; without a default it cannot be left out."""
+        text = self.get(key, str, default)
+        if key not in self.content and not default:
+            raise self.error(key, f"missing; {hint}")
+        if not text or not text.isprintable():
+            raise self.error(key, "must be a text without control characters, and not empty")
+        return text
+
+    def choice(self, key: str, names: Iterable[str], default: str = "") -> str:
+        """Return one of ``names``."""
+        value = self.name(key, default, suggest("", names))
+        if value not in names:
+            raise self.error(key, f"unknown {key} {json.dumps(value)}; {suggest(value, names)}")
+        return value
+
+    def each(self, key: str, check: Callable[[str], T]) -> tuple[T, ...]:
+        """Return what ``check`` makes of every string of a list."""
+        checked = []
+        for index, value in enumerate(self.get(key, list, [])):
+            place = f"{key}[{index}]"
+            if type(value) is not str:
+                raise self.error(place, f"must be a string, not {_kind_of(value)}")
+            try:
+                checked.append(check(value))
+            except ConfigError as error:
+                raise self.error(place, str(error)) from error
+        return tuple(checked)
+
+    def table(self, key: str) -> Table:
+        """Return the table under a key, empty where it is left out."""
+        content = self.get(key, dict, {})
+        return replace(self, content=content, path=(*self.path, key))
+
+    def tables(self, key: str) -> Iterator[tuple[str, Table]]:
+        """Yield the named tables under a key."""
+        parent = self.table(key)
+        for name in parent.content:
+            if not name or not name.isprintable():
+                raise parent.error(shown(name), "no name; give it letters and digits")
+            yield name, parent.table(name)
+
+
+def _kind_of(value: object) -> str:
+    return _KINDS.get(type(value), "a date or time")
+
+
+def shown(key: str) -> str:
+    """Return a key as a file would have it, on one line whatever it holds."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def settings_of(settings: type) -> list[str]:
+    """Return the names that a file may use for the fields of a dataclass."""
+    return [field.name for field in fields(settings) if field.name not in {"source", "key_file"}]

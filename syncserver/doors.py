@@ -1,0 +1,71 @@
+"""A door of the daemon: an address that HTTP is spoken on, opened and shut."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from syncserver.config import Backend, Frontend
+
+logger = logging.getLogger("syncserver.server")
+
+_HEADER_BYTES = 16 * 1024
+_BODY_SECONDS = 15.0
+
+
+class Door:
+    """One address and the routes behind it.
+
+    :param idle_seconds: how long a connection may stay without a request.
+    :param reuse_port: share the address with other processes.
+    """
+
+    def __init__(
+        self,
+        settings: Frontend | Backend,
+        routes: list[Any],
+        *,
+        idle_seconds: float,
+        max_body_bytes: int,
+        reuse_port: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._reuse_port = reuse_port
+        self._server = HTTPServer(
+            Application(routes, log_function=_log_request, compress_response=False),
+            idle_connection_timeout=idle_seconds,
+            body_timeout=_BODY_SECONDS,
+            max_header_size=_HEADER_BYTES,
+            max_body_size=max_body_bytes,
+        )
+        self.port = 0
+
+    def open(self) -> None:
+        """Listen; OSError if the address is taken or is none of this machine."""
+        settings = self._settings
+        sockets = bind_sockets(settings.port, settings.address, reuse_port=self._reuse_port)
+        self._server.add_sockets(sockets)
+        self.port = sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        """Take no new connections."""
+        self._server.stop()
+
+    async def close_all_connections(self) -> None:
+        """Close those that are open."""
+        await self._server.close_all_connections()
+
+    def url(self, scheme: str, path: str) -> str:
+        """Return where the door is, for a person."""
+        address = self._settings.address
+        host = f"[{address}]" if ":" in address else address
+        return f"{scheme}://{host}:{self.port}{path}"
+
+
+def _log_request(handler: RequestHandler) -> None:
+    request = handler.request
+    logger.debug("%s %s %s", handler.get_status(), request.method, request.path)
