@@ -79,12 +79,13 @@ class RedisEngine(Engine):
     async def append(
         self, stream: str, data: bytes, *, idempotency_key: str | None = None
     ) -> Position:
-        return await self._appends.append(stream, data, idempotency_key)
+        position = await self._appends.append(stream, data, idempotency_key)
+        if stream in self._readers:
+            self._readers[stream].acknowledged(position)
+        return position
 
     async def head(self, stream: str) -> Position:
-        meta = self._keys.key("m", quoted(stream))
-        head = await self._links.call(HEAD, [meta], *self._keys.retention(), quoted(stream))
-        return _position(head)
+        return await self._head(stream)
 
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         keys = [self._keys.key(kind, quoted(stream)) for kind in "ml"]
@@ -161,6 +162,12 @@ class RedisEngine(Engine):
         await self._appends.close()
         await self._links.close()
 
+    async def _head(self, stream: str, ended: str = "") -> Position:
+        """Return the head; a log whose epoch is ``ended`` begins anew."""
+        meta = self._keys.key("m", quoted(stream))
+        retention = self._keys.retention()
+        return _position(await self._links.call(HEAD, [meta], *retention, quoted(stream), ended))
+
     def _grant(self, token: str) -> str:
         return self._keys.key("g", token)
 
@@ -169,7 +176,7 @@ class RedisEngine(Engine):
             stream,
             self._links,
             lambda after: self.read(stream, after, _FOLLOW_ENTRIES),
-            lambda: self.head(stream),
+            lambda ended: self._head(stream, ended),
             entries_key=self._keys.key("l", quoted(stream)),
             meta_key=self._keys.key("m", quoted(stream)),
         )

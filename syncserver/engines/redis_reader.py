@@ -1,8 +1,10 @@
 """Reads one stream for all who follow it on this node, over a connection of its own.
 
 A read blocks for a second at most and is answered together with the head of the log.
-What was passed on last has to lie on the way to that head: a reader that only blocks never
-sees a log that began again, or went back, below where it stands.
+What was passed on last has to lie on the way to that head, and what was acknowledged last as
+well: a reader that only blocks never sees a log that began again, or went back, below where it
+stands. A log that went back is ended, since the positions of those who are away would fit it and
+they would never hear of what it lacks; a new epoch tells everybody.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 2.0
 
 Read = Callable[[Position], Awaitable[list[Entry]]]
-Head = Callable[[], Awaitable[Position]]
+Head = Callable[[str], Awaitable[Position]]
 
 
 class Follower:
@@ -52,7 +54,8 @@ class Reader:
     """Follows one stream while anybody listens.
 
     :param read: gives what follows a position, or raises PositionLost.
-    :param head: gives the position of the last entry; makes a log where none is.
+    :param head: gives the position of the last entry; makes a log where none is, or where one
+        is of the epoch that it is given.
     :param entries_key: the key of the entries, ``meta_key`` that of the hash beside it.
     """
 
@@ -67,6 +70,7 @@ class Reader:
         self._meta_key = meta_key
         self._followers: list[Follower] = []
         self._last = Position.start()
+        self._acknowledged = self._last
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._stale = False
@@ -87,6 +91,14 @@ class Reader:
             self._task = asyncio.ensure_future(self._run())
         self._followers.append(follower)
         return lambda: self._discard(follower)
+
+    def acknowledged(self, position: Position) -> None:
+        """Note an entry that has to come, since its publisher was told that it is in the log."""
+        known, last = self._acknowledged, self._last
+        if position.epoch == last.epoch and (
+            position.offset > known.offset or known.epoch != last.epoch
+        ):
+            self._acknowledged = position
 
     async def close(self) -> None:
         """Read no more, whoever listens."""
@@ -142,6 +154,7 @@ class Reader:
         read = ("XREAD", "COUNT", self._count, *wait, *streams)
         head = ("HMGET", self._meta_key, "e", "o", "k")
         seconds = self._links.timeout_seconds + _BLOCK_MS / 1000
+        due = self._acknowledged  # what is acknowledged from here on may be missing in the answer
         came, meta = await link.ask([read, head], seconds)
         self._links.reached()
         for answer in (came, meta):
@@ -149,22 +162,26 @@ class Reader:
                 raise unavailable(answer) from answer
         raw = came[0][1] if came else []
         entries, reason = chained(self._last, raw)
+        if contradicts(entries, due):
+            entries, reason = [], RefetchReason.FORK
         if entries:
             self._pass_on(entries)
         self._adapt(entries)
         if reason is None:
-            reason = await self._misfit(meta, silent=not raw)
+            reason = await self._misfit(meta, due, silent=not raw)
         if reason is not None:
             await self._begin_anew(reason)
         self._came_fresh()
 
-    async def _misfit(self, meta: Sequence[bytes | None], *, silent: bool) -> RefetchReason | None:
+    async def _misfit(
+        self, meta: Sequence[bytes | None], due: Position, *, silent: bool
+    ) -> RefetchReason | None:
         """Return what is wrong with the head that Redis has, seen from the last entry."""
         epoch, offset, mark = (text.decode("ascii", "replace") if text else "" for text in meta)
         last = self._last
         if epoch != last.epoch or not offset.isdigit():
             return RefetchReason.EPOCH
-        if int(offset) < last.offset:
+        if int(offset) < max(last.offset, due.offset if due.epoch == epoch else 0):
             return RefetchReason.ROLLBACK
         if int(offset) == last.offset:
             return None if mark == last.mark else RefetchReason.FORK
@@ -176,8 +193,16 @@ class Reader:
         return None
 
     async def _begin_anew(self, reason: RefetchReason) -> None:
-        head = await self._head()
-        logger.info("The log of %s broke at %s (%s)", self._name, self._last.offset, reason)
+        went_back = reason in {RefetchReason.ROLLBACK, RefetchReason.FORK}
+        head = await self._head(self._last.epoch if went_back else "")
+        if went_back:
+            logger.warning(
+                "The log of %s in Redis is not what it was (%s); a new one begins",
+                self._name,
+                reason,
+            )
+        else:
+            logger.info("The log of %s broke at %s (%s)", self._name, self._last.offset, reason)
         self._last = head
         for follower in tuple(self._followers):
             follower.at = self._last.offset
@@ -213,6 +238,14 @@ class Reader:
         for follower in tuple(self._followers):
             if follower in self._followers:
                 word(follower.listener)
+
+
+def contradicts(entries: Sequence[Entry], due: Position) -> bool:
+    """Tell whether another entry is where one was acknowledged."""
+    if not entries or entries[0].position.epoch != due.epoch:
+        return False
+    index = due.offset - entries[0].position.offset
+    return 0 <= index < len(entries) and entries[index].position.mark != due.mark
 
 
 def chained(last: Position, raw: Sequence[Any]) -> tuple[list[Entry], RefetchReason | None]:

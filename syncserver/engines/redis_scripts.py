@@ -168,11 +168,12 @@ return answer
 """,
 )
 
-# ARGV: ..., stream.
+# ARGV: ..., stream, an epoch that is to end or "".
 HEAD = Script.of(
     _LOG,
     """
 local log = open(ARGV[6])
+if log.epoch == ARGV[7] then begin(log) end
 if log.begun then save(log) end
 return place(log)
 """,

@@ -178,6 +178,11 @@ class Subscriber:
             self._was_cut = True
             self._socket.protocol.stream.close()
 
+    def leave(self) -> None:
+        """Cancel the subscription, if it is live, and begin anew when that is answered."""
+        if self.live_now:
+            self._call("cancelSubscription", "left", token=self.token)
+
     async def run(self) -> None:
         """Be connected until the site closes."""
         while not self.site.closing:
@@ -252,14 +257,18 @@ class Subscriber:
         self.record("life", token=token, item=self.item, known=dict(site.committed))
 
     def _acquire(self) -> None:
-        assert self._socket is not None
-        params = {"token": self.token, "position": self.position}
-        message = {"command": "acquireSubscription", "params": params, "callId": self.token}
-        written = self._socket.write_message(
-            json.dumps({"service": "datasync", "message": message})
-        )
-        written.add_done_callback(lambda future: future.exception())  # the reader hears of it
+        assert self.token is not None
+        self._call("acquireSubscription", self.token, token=self.token, position=self.position)
         self._acquiring = True
+
+    def _call(self, command: str, call_id: str, **params: Any) -> None:
+        assert self._socket is not None
+        message = {"command": command, "params": params, "callId": call_id}
+        with contextlib.suppress(WebSocketClosedError):  # the reader hears of it
+            written = self._socket.write_message(
+                json.dumps({"service": "datasync", "message": message})
+            )
+            written.add_done_callback(lambda future: future.exception())
 
     def _read(self, message: Row) -> bool:
         """Take in a message; True if it says to come again later."""
@@ -272,6 +281,10 @@ class Subscriber:
                 assert token == self.token
                 self._acquiring, self.live_now = False, True
                 self._apply(position)
+            case {"type": "response", "callId": "left"}:
+                self._over("left")
+            case {"type": "error", "callId": "left", "code": code}:
+                assert code in {"unavailable", "timeout", "no_such_subscription"}, message
             case {"type": "error", "callId": _, "code": "unavailable" | "timeout"}:
                 self._acquiring = False
                 self.gathered = []

@@ -41,7 +41,9 @@ def _chained(last: Position, raw: Sequence[Any]) -> tuple[list[Entry], RefetchRe
     return [entry for entry in entries if entry is not None], None
 
 
-async def _misfit(self: Any, meta: Sequence[bytes | None], *, silent: bool) -> RefetchReason | None:
+async def _misfit(
+    self: Any, meta: Sequence[bytes | None], due: Position, *, silent: bool
+) -> RefetchReason | None:
     return None if meta[1] and int(meta[1]) >= self._last.offset else RefetchReason.ROLLBACK
 
 

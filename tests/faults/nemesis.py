@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -26,8 +27,10 @@ REDIS = {
     "meta deleted": 1,
     "stream deleted": 1,
     "connections killed": 3,
+    "redis full": 2,
 }
-EVERYTHING = NODES | NETWORK | REDIS
+APP = {"token revoked": 2, "page left": 2}
+EVERYTHING = NODES | NETWORK | REDIS | APP
 
 
 class Nemesis:
@@ -61,6 +64,9 @@ class Nemesis:
             "meta deleted": lambda: self._command("DEL", "{syncserver}:m:datasync"),
             "stream deleted": lambda: self._command("DEL", "{syncserver}:l:datasync"),
             "connections killed": lambda: self._command("CLIENT", "KILL", "TYPE", "normal"),
+            "redis full": self._redis_full,
+            "token revoked": self._token_revoked,
+            "page left": self._page_left,
         }
 
     async def run(self, faults: int) -> None:
@@ -145,6 +151,24 @@ class Nemesis:
             await asyncio.sleep(self._rng.uniform(0.1, 1))
             self._redis.server.signal(signal.SIGCONT)
 
+    async def _redis_full(self) -> None:
+        async with self._redis.busy:
+            self._redis.command("CONFIG", "SET", "maxmemory", "1")
+            await asyncio.sleep(self._rng.uniform(0.1, 0.6))
+            self._redis.command("CONFIG", "SET", "maxmemory", "0")
+
+    async def _token_revoked(self) -> None:
+        """Revoke what a page has, whether it is there or away."""
+        tokens = [page.token for page in self._pages if page.token is not None]
+        node = self._rng.choice(self._cluster.running())
+        if tokens:
+            with contextlib.suppress(*GONE):  # another fault was in the way
+                token = self._rng.choice(tokens)
+                await self._site.post(node, "revokeSubscription", token=token)
+
+    async def _page_left(self) -> None:
+        self._rng.choice(list(self._pages)).leave()
+
     async def _older_snapshot(self) -> None:
         """Set the store back, while some nodes cannot see it until it has grown again."""
         async with self._redis.busy:
@@ -159,19 +183,3 @@ class Nemesis:
             await asyncio.sleep(self._rng.uniform(0.5, 1))
             for link in blind:
                 link.normal()
-            await self._ask_all()
-
-    async def _ask_all(self) -> None:
-        """Do what the documentation asks of those who set a store back.
-
-        Who was away when it happened has not seen what is gone, and cannot be told.
-        """
-        async with asyncio.timeout(MEND_SECONDS):
-            while True:
-                node = self._rng.choice(self._cluster.running())
-                try:
-                    await self._site.post(node, "requestRefetch", model="Row")
-                except GONE:
-                    await asyncio.sleep(0.1)
-                else:
-                    return

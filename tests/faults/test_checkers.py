@@ -118,11 +118,14 @@ def test_who_was_told_has_no_gap_after_what_it_saw() -> None:
     assert checkers.faults(with_(*told, event("live", "c", at=5))) == []
 
 
-def test_what_a_restored_store_has_lost_is_a_gap_to_nobody_but_not_silent() -> None:
+def test_what_a_restored_store_has_lost_is_no_gap_to_who_was_told() -> None:
     restored = {"at": 4, "type": "restored", "since": 2.2}
     history = with_(restored, without=SEEN_BY_B)
-    assert not list(checkers.gaps(history))
+    assert list(checkers.gaps(history))
     assert list(checkers.silences(history))
+    after = applied("e.4.x", (1, 4), who="b")
+    told = event("told", "b", reason="epoch")
+    assert not list(checkers.gaps([*history, after, told]))
 
 
 def test_one_life_is_in_the_order_of_its_publisher() -> None:
