@@ -71,6 +71,7 @@ class Peers:
         self._peers: dict[Session, Peer] = {}
         self._tokens: dict[str, set[Subscription]] = {}
         self._due: dict[Peer, None] = {}
+        self._due_views: dict[View, None] = {}
         self._position_frames: dict[type[Protocol], Frame] = {}
         self._position_frames_for: Position | None = None
 
@@ -128,6 +129,8 @@ class Peers:
         if subscription.state is not State.LIVE:
             peer.unsettled -= subscription.resumable
             self._due[peer] = None
+        elif not self._due_views.keys().isdisjoint(subscription.views):
+            self._due[peer] = None  # it was sent something in this very turn
         subscription.state = State.GONE
         for view in subscription.views:
             view.subscribers.pop(subscription, None)
@@ -141,16 +144,20 @@ class Peers:
         if not held:
             del self._tokens[token]
 
-    def touch(self, peer: Peer) -> None:
-        """Note that the peer was sent something and is to be told the position after it."""
-        self._due[peer] = None
+    def touch(self, view: View) -> None:
+        """Note that a view's subscribers were sent something; they are told the position."""
+        self._due_views[view] = None
 
     def tell_due(self, cursor: Position) -> None:
         """Tell ``cursor`` to all who were touched; those that are unsettled go on waiting."""
-        if self._due:
-            due, self._due = self._due, {}
-            for peer in due:
-                self.tell_position(peer, cursor)
+        views, self._due_views = self._due_views, {}
+        for view in views:
+            for subscription in view.subscribers:
+                if subscription.resumable:
+                    self.tell_position(subscription.peer, cursor)
+        due, self._due = self._due, {}
+        for peer in due:
+            self.tell_position(peer, cursor)
 
     async def tell_in_rounds(self, stream: Stream[Any], limits: Limits) -> None:
         """Tell positions to those whom nothing concerned, so that they are not left behind.
@@ -167,9 +174,12 @@ class Peers:
 
     def tell_position(self, peer: Peer, cursor: Position) -> None:
         """Tell one peer that it has all up to ``cursor``, unless it knows or must not yet."""
-        if peer.resumable and not peer.unsettled and peer.told != cursor:
-            peer.told = cursor
-            peer.session.put(self._position_frame(peer.session.protocol, cursor))
+        told = peer.told
+        if told is cursor or told == cursor or peer.unsettled or not peer.resumable:
+            return
+        peer.told = cursor
+        session = peer.session
+        session.put(self._position_frame(session.protocol, cursor))
 
     def tell_all(self, event: Event) -> None:
         """Tell one event to every peer."""
@@ -177,15 +187,14 @@ class Peers:
             peer.session.tell(event)
 
     def _position_frame(self, protocol: Protocol, cursor: Position) -> Frame:
-        event = PositionReached(self._service, str(cursor))
-        if not protocol.shared:
-            return Frame(protocol.encode(event))
-        if self._position_frames_for != cursor:
+        if self._position_frames_for is not cursor:
             self._position_frames_for = cursor
             self._position_frames = {}
         frame = self._position_frames.get(type(protocol))
         if frame is None:
-            frame = self._position_frames[type(protocol)] = Frame(protocol.encode(event))
+            frame = Frame(protocol.encode(PositionReached(self._service, str(cursor))))
+            if protocol.shared:
+                self._position_frames[type(protocol)] = frame
         return frame
 
 

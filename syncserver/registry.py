@@ -9,10 +9,11 @@ from typing import Any
 
 from syncserver.config import Limits
 from syncserver.errors import InternalError, ProtocolError, UnknownService
+from syncserver.flusher import Flusher
 from syncserver.protocols.base import Command, Failure, Message, Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.services.base import RPCService, Service
-from syncserver.session import Client, Flusher, Session, Transport
+from syncserver.session import Client, Session, Transport
 
 logger = logging.getLogger("syncserver.registry")
 

@@ -3,9 +3,11 @@
 In: texts become messages, which are handled one at a time and in order; a
 command that suspends holds back the next, never the reading of pongs and closes.
 
-Out: ``put`` is a plain function that costs a reference. A ``Flusher`` hands what
-a loop turn gathered to the transport in one write, a slice of sessions per turn.
-An outbox over its bound ends the session with 4008; nobody waits for it.
+Out: ``put`` is a plain function that costs a reference. What waits for a session is a
+``Run`` of frames, the same object for all sessions that have the same waiting. A
+``Flusher`` hands what a loop turn gathered to the transport in one write, a slice
+of sessions per turn. An outbox over its bound ends the session with 4008; nobody
+waits for it.
 """
 
 from __future__ import annotations
@@ -14,17 +16,15 @@ import asyncio
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from syncserver.config import Limits
 from syncserver.errors import CloseCode, ProtocolError
+from syncserver.flusher import Flusher
 from syncserver.protocols import base as wire
 
 logger = logging.getLogger("syncserver.session")
-
-_FLUSHED_PER_TURN = 256
 
 Incoming = wire.Message | wire.Command | ProtocolError
 
@@ -32,35 +32,11 @@ Incoming = wire.Message | wire.Command | ProtocolError
 class Transport(Protocol):
     """What a session needs of the socket behind it."""
 
-    def write(self, frames: Sequence[wire.Frame]) -> bool:
+    def write(self, frames: wire.Run) -> bool:
         """Send frames; False if some are still to go, ``Session.drained`` is called then."""
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what was written; abort it if the peer does not read."""
-
-
-class Flusher:
-    """Writes out the sessions that have something waiting, some in each turn of the loop."""
-
-    def __init__(self) -> None:
-        self._due: deque[Session] = deque()
-
-    def add(self, session: Session) -> None:
-        """Flush ``session`` in a coming turn; the session sees to it that it is added once."""
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._turn)
-        self._due.append(session)
-
-    def _turn(self) -> None:
-        for _ in range(min(len(self._due), _FLUSHED_PER_TURN)):
-            session = self._due.popleft()
-            try:
-                session.flush()
-            except Exception:
-                logger.exception("Cannot write to %s", session.remote_address)
-                session.abort(CloseCode.INTERNAL)
-        if self._due:
-            asyncio.get_running_loop().call_soon(self._turn)
 
 
 class Client(ABC):
@@ -90,6 +66,30 @@ class Session(Client):
     :param on_end: told once, when the session can no longer be written to.
     """
 
+    # Many are idle: no dictionary for each, unless a service notes something of its own.
+    __slots__ = (
+        "_closing",
+        "_dispatch",
+        "_flusher",
+        "_in_flight",
+        "_inbox",
+        "_inbox_bytes",
+        "_limits",
+        "_max_outbox_bytes",
+        "_on_end",
+        "_outbox",
+        "_oversize",
+        "_running",
+        "_scheduled",
+        "_transport",
+        "_writable",
+        "identity",
+        "open",
+        "pending",
+        "protocol",
+        "remote_address",
+    )
+
     def __init__(
         self,
         protocol: wire.Protocol,
@@ -103,16 +103,19 @@ class Session(Client):
     ) -> None:
         self.protocol = protocol
         self.remote_address = remote_address
+        self.identity: Any = None
+        self.open = True
         self.pending = 0
         self._transport = transport
         self._flusher = flusher
         self._dispatch = dispatch
         self._on_end = on_end
         self._limits = limits
-        self._inbox: deque[tuple[int, Incoming]] = deque()
+        self._max_outbox_bytes = limits.max_outbox_bytes
+        self._inbox: list[tuple[int, Incoming]] = []
         self._inbox_bytes = 0
         self._running: asyncio.Future[None] | None = None
-        self._outbox: list[wire.Frame] = []
+        self._outbox: wire.Run | None = None
         self._in_flight = 0
         self._oversize = 0
         self._scheduled = False
@@ -147,18 +150,20 @@ class Session(Client):
 
     def put(self, frame: wire.Frame) -> None:
         """Add a frame to the outbox; synchronous, never fails, may end the session with 4008."""
-        if not self.open or not frame.texts:
+        size = frame.size
+        if not self.open or not size:
             return
-        bound = self._limits.max_outbox_bytes
-        if not self.pending:  # one frame of any size is taken, and what is small after it
-            self._oversize = frame.size if frame.size > bound else 0
-        elif self.pending + frame.size > bound + self._oversize:
+        pending = self.pending
+        if not pending:  # one frame of any size is taken, and what is small after it
+            self._oversize = size if size > self._max_outbox_bytes else 0
+        elif pending + size > self._max_outbox_bytes + self._oversize:
             self.abort(CloseCode.SLOW)
             return
-        self.pending += frame.size
-        self._outbox.append(frame)
+        self.pending = pending + size
+        self._outbox = self._flusher.extended(self._outbox, frame)
         if not self._scheduled:
-            self._schedule()
+            self._scheduled = True
+            self._flusher.add(self)
 
     async def writable(self, size: int = 0) -> bool:
         """Wait until half of the outbox has room for ``size`` bytes, or all of it is empty.
@@ -185,12 +190,12 @@ class Session(Client):
     def abort(self, code: int, reason: str = "") -> None:
         """End the session and forget its outbox."""
         if self.open:
-            self._outbox.clear()
+            self._outbox = None
             self._end(code, reason)
 
     def connection_lost(self) -> None:
         """Hear from the handler that the socket is gone."""
-        self._outbox.clear()
+        self._outbox = None
         self.pending = 0
         if self.open:
             self.open = False
@@ -198,29 +203,30 @@ class Session(Client):
 
     def drained(self) -> None:
         """Hear from the transport that all it was given has left."""
-        self.pending -= self._in_flight
-        self._in_flight = 0
-        self._wake()
-        if self._outbox and not self._scheduled:
+        self._left()
+        if self._outbox is not None and not self._scheduled:
             self._schedule()
 
     def flush(self) -> None:
         """Hand the outbox to the transport in one write; called by the flusher alone."""
         self._scheduled = False
+        closing = self._closing
         try:
-            if self._outbox and (self._closing or not self._in_flight):
-                self._write()
+            run = self._outbox
+            if run is not None and (closing is not None or not self._in_flight):
+                self._outbox = None
+                self._in_flight += run.size
+                if self._transport.write(run):
+                    self._left()
         finally:
-            if self._closing:
-                (code, reason), self._closing = self._closing, None
-                self._transport.close(code, reason)
+            if closing is not None:
+                self._closing = None
+                self._transport.close(*closing)
 
-    def _write(self) -> None:
-        frames, self._outbox = self._outbox, []
-        self._in_flight += sum(frame.size for frame in frames)
-        if self._transport.write(frames):
-            self.pending -= self._in_flight
-            self._in_flight = 0
+    def _left(self) -> None:
+        self.pending -= self._in_flight
+        self._in_flight = 0
+        if self._writable is not None:
             self._wake()
 
     def _schedule(self) -> None:
@@ -247,7 +253,7 @@ class Session(Client):
 
     def _pump(self) -> None:
         while self.open and self._inbox and self._running is None:
-            size, message = self._inbox.popleft()
+            size, message = self._inbox.pop(0)
             self._inbox_bytes -= size
             self._handle(message)
 

@@ -225,8 +225,7 @@ class Subscriptions:
                 except Exception:  # a protocol with state of its own; the others go on
                     logger.exception("A delta cannot be told to %s", session.remote_address)
                     session.abort(CloseCode.INTERNAL)
-                if subscription.resumable:
-                    self.peers.touch(subscription.peer)
+            self.peers.touch(view)
         if narrowed.failed:
             self.end_views(narrowed.failed, RefetchReason.FILTER_FAILED)
 

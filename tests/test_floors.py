@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("filters", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
-    ("session", "stream", "tasks", "wheel"),
+    ("flusher", "session", "stream", "tasks", "wheel"),
     ("views", "claims", "peers", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
@@ -50,6 +50,7 @@ STANDS_ON = {
     ("overrides", "configtable"),
     ("keys", "config"),  # a key is a Secret
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
+    ("session", "flusher"),
     ("peers", "views"),  # a subscription is attached to views
     ("joining", "peers"),
     ("joining", "views"),

@@ -11,9 +11,10 @@ import pytest
 
 from syncserver.config import Limits
 from syncserver.errors import CloseCode
-from syncserver.protocols.base import Command, Frame, Message, Notification
+from syncserver.flusher import Flusher
+from syncserver.protocols.base import Command, Frame, Message, Notification, Run
 from syncserver.protocols.native import NativeProtocol
-from syncserver.session import Client, Flusher, Session
+from syncserver.session import Client, Session
 from tests.conftest import ExpectedLog
 from tests.support.calls import turns
 from tests.support.toy import ToyProtocol
@@ -37,7 +38,7 @@ class Pipe:
         self.stalled = stalled
         self.broken = False
 
-    def write(self, frames: Sequence[Frame]) -> bool:
+    def write(self, frames: Run) -> bool:
         if self.broken:
             raise OSError("broken pipe")
         self.writes.append([text for frame in frames for text in frame.texts])
@@ -574,3 +575,51 @@ async def end_again_and_again(ends: Sequence[str], stalled: bool, between: int) 
     await turns()
     assert len(peer.pipe.texts) == written
     assert peer.handled == []
+
+
+# What is shared.
+
+
+class Keeping(Pipe):
+    """Keeps the runs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[Run] = []
+
+    def write(self, frames: Run) -> bool:
+        self.runs.append(frames)
+        return True
+
+
+async def test_sessions_that_are_put_the_same_frames_share_one_run() -> None:
+    flusher = Flusher()
+    peers = [Peer(flusher=flusher) for _ in range(5)]
+    pipes = [Keeping() for _ in peers]
+    for peer, pipe in zip(peers, pipes, strict=True):
+        peer.session._transport = pipe
+    first, second, other = (Frame((b"%d" % number,)) for number in range(3))
+    for peer in peers:
+        peer.session.put(first)
+    peers[2].session.put(other)
+    for peer in peers:
+        peer.session.put(second)
+    await turns()
+    [shared] = {pipe.runs[0] for pipe in pipes if pipe is not pipes[2]}
+    assert list(shared) == [first, second]
+    assert list(pipes[2].runs[0]) == [first, other, second]
+    assert not flusher._next, "nothing is kept after the round"
+
+
+async def test_a_turn_hands_over_a_bounded_number_of_bytes() -> None:
+    flusher = Flusher()
+    limits = Limits(max_outbox_bytes=100 * 2**20)
+    peers = [Peer(flusher=flusher, limits=limits) for _ in range(5)]
+    huge = Frame((bytes(5 * 2**20),))
+    for peer in peers:
+        peer.session.put(huge)
+    written = []
+    while len(written) < 4:
+        await asyncio.sleep(0)
+        written.append(sum(bool(peer.pipe.writes) for peer in peers))
+    assert written == [2, 4, 5, 5]

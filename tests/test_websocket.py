@@ -591,7 +591,7 @@ async def test_a_client_that_stops_reading_is_closed_and_nobody_else_notices(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_plain_stream", lambda handler: None)
+        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
     frames, sessions = alive(Frame), alive(Session)
     limits = {"max_outbox_bytes": OUTBOX, "max_send_buffer_bytes": 16_384}
     async with datasync(**limits) as (daemon, _):
@@ -692,7 +692,7 @@ async def test_frames_of_every_size_have_the_right_header(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_plain_stream", lambda handler: None)
+        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
     empty = len('{"service":"maker","message":{"type":"response","data":""}}')
     async with (
         serving(Maker("maker")) as daemon,
@@ -737,7 +737,7 @@ async def test_what_was_sent_before_the_end_arrives_before_the_end(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_plain_stream", lambda handler: None)
+        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
     async with serving(Maker("maker")) as daemon:
         peer = await daemon.connect()
         peer.begin_call("maker", "many", count=100, length=5000)
@@ -752,7 +752,7 @@ async def test_a_client_that_vanishes_with_much_on_its_way_is_forgotten(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_plain_stream", lambda handler: None)
+        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
     async with (
         serving(Maker("maker"), max_send_buffer_bytes=4096) as daemon,
         RawPeer.connected(daemon.server.frontend_port, buffer=4096) as peer,
@@ -778,7 +778,7 @@ async def test_a_protocol_may_have_nothing_to_say(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_plain_stream", lambda handler: None)
+        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
     service = DataSyncService("datasync", [AllRows])
     registry = ServiceRegistry([service])
     backend = ServiceRegistry([DataSyncBackend("trusted", service)])

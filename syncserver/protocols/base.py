@@ -7,9 +7,9 @@ new wire protocol is one file beside this one and one row in ``app.PROTOCOLS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 from syncserver.delta import Delta
 from syncserver.errors import ProtocolError, RPCError
@@ -129,6 +129,57 @@ class Frame:
         except KeyError:
             data = self._rendered[framing] = framing(self.texts)
             return data
+
+
+class Run(Sequence[Frame]):
+    """Frames that leave together, in order; shared by all sessions that have the same waiting.
+
+    A run is never changed: ``Run(run, frame)`` is a longer one. Its bytes are joined once.
+    """
+
+    __slots__ = ("_before", "_frames", "_rendered", "last", "size")
+
+    def __init__(self, before: Run | None, last: Frame) -> None:
+        self._before = before
+        self.last = last
+        self.size: int = last.size if before is None else before.size + last.size
+        self._frames: tuple[Frame, ...] = ()
+        self._rendered: dict[Framing, bytes] = {}
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """Return the frames of the run."""
+        if not self._frames:
+            frames, run = [self.last], self._before
+            while run is not None:
+                frames.append(run.last)
+                run = run._before
+            self._frames = tuple(reversed(frames))
+        return self._frames
+
+    def rendered(self, framing: Framing) -> bytes:
+        """Return all frames as ``framing`` puts them on a socket."""
+        if self._before is None:
+            return self.last.rendered(framing)
+        try:
+            return self._rendered[framing]
+        except KeyError:
+            data = b"".join([frame.rendered(framing) for frame in self.frames])
+            self._rendered[framing] = data
+            return data
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self.frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Frame]: ...
+    def __getitem__(self, index: int | slice) -> Frame | Sequence[Frame]:
+        return self.frames[index]
 
 
 class Protocol(ABC):

@@ -1,0 +1,74 @@
+"""Writing out what sessions have waiting, a slice of them in each turn of the loop.
+
+A slice ends after so many sessions or bytes; who waits longest comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Protocol
+
+from syncserver.errors import CloseCode
+from syncserver.protocols import base as wire
+
+logger = logging.getLogger("syncserver.session")
+
+_FLUSHED_PER_TURN = 256
+_BYTES_PER_TURN = 8 * 1024 * 1024
+
+
+class Flushed(Protocol):
+    """What the flusher needs of a session."""
+
+    remote_address: str
+    pending: int
+
+    def flush(self) -> None:
+        """Hand what waits to the transport."""
+
+    def abort(self, code: int, reason: str = "") -> None:
+        """End the session."""
+
+
+class Flusher:
+    """Writes out the sessions that have something waiting, some in each turn of the loop.
+
+    It remembers what the runs of this round were extended by, so that sessions which are
+    put the same frames share one run.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[Flushed] = deque()
+        self._next: dict[wire.Run | None, wire.Run] = {}
+
+    def extended(self, run: wire.Run | None, frame: wire.Frame) -> wire.Run:
+        """Return ``run`` and then ``frame``; made once for sessions that ask one after another."""
+        longer = self._next.get(run)
+        if longer is None or longer.last is not frame:
+            longer = self._next[run] = wire.Run(run, frame)
+        return longer
+
+    def add(self, session: Flushed) -> None:
+        """Flush ``session`` in a coming turn; the session sees to it that it is added once."""
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._due.append(session)
+
+    def _turn(self) -> None:
+        due, left = self._due, _BYTES_PER_TURN
+        for _ in range(min(len(due), _FLUSHED_PER_TURN)):
+            session = due.popleft()
+            left -= session.pending
+            try:
+                session.flush()
+            except Exception:
+                logger.exception("Cannot write to %s", session.remote_address)
+                session.abort(CloseCode.INTERNAL)
+            if left < 0:
+                break
+        if due:
+            asyncio.get_running_loop().call_soon(self._turn)
+        else:
+            self._next.clear()
