@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 from syncserver.configfile import load
 from syncserver.errors import ConfigError, Unavailable
+from syncserver.logs import CONTROLS, LogHandler
 from syncserver.version import __version__
 
 UNAVAILABLE = 69
@@ -41,23 +42,6 @@ _BIND_ERRNOS = {
     errno.EAFNOSUPPORT,
     errno.EPERM,
 }
-# Text from outside cannot begin a line of its own in the log, nor steer a terminal.
-_CONTROLS = {
-    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
-    if chr(code) != "\t"
-}
-
-
-class LineFormatter(logging.Formatter):
-    """One line for each record, whatever stands in it; a traceback follows on its own lines."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Return the line with control characters escaped."""
-        return super().formatMessage(record).translate(_CONTROLS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,11 +186,9 @@ def _copy_client(options: argparse.Namespace) -> int:
 
 
 def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.basicConfig(level=level.upper(), handlers=[LogHandler()])
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"syncserver: {message.translate(_CONTROLS)}", file=sys.stderr)
+    print(f"syncserver: {message.translate(CONTROLS)}", file=sys.stderr)
     return code

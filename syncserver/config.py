@@ -7,13 +7,13 @@ The end of this file checks engines and origins; ``syncserver.keys`` reads keys.
 from __future__ import annotations
 
 import difflib
-import hmac
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from syncserver.apikeys import ApiKey
 from syncserver.errors import ConfigError
 
 MEMORY = "memory"
@@ -29,28 +29,6 @@ LOCAL_ORIGINS = tuple(
     for scheme in ("http", "https")
     for host in ("localhost", "127.0.0.1", "[::1]")
 )
-
-
-class Secret:
-    """A key that shows itself only when asked, so that no log line or traceback holds it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value.encode()
-
-    def reveal(self) -> bytes:
-        """Return the key itself."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self._value, other._value)
-
-    def __hash__(self) -> int:
-        return hash(self._value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +52,7 @@ class Backend:
 
     address: str = "127.0.0.1"
     port: int = 5801
-    api_keys: tuple[Secret, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
     key_file: str | None = None
 
 

@@ -25,7 +25,7 @@ from syncserver.config import (
 )
 from syncserver.configtable import Table, settings_of, shown
 from syncserver.errors import ConfigError
-from syncserver.keys import ensure_key_file, find_key, read_key_file
+from syncserver.keys import ensure_key_file, read_api_keys, read_key_file
 from syncserver.overrides import override
 
 Door = TypeVar("Door", Frontend, Backend)
@@ -97,11 +97,10 @@ def _backend(
         raise table.error("port", "the frontend has the same; give each its own")
     if "api_keys" not in table.content:
         path = ensure_key_file(environ)
-        return replace(backend, api_keys=(read_key_file(path),), key_file=str(path))
-    keys = table.each("api_keys", lambda text: find_key(text, environ, directory))
-    if not keys:
-        raise table.error("api_keys", "no key in the list; add one, or leave the list out")
-    return replace(backend, api_keys=keys)
+        return replace(
+            backend, api_keys=(replace(read_key_file(path), id="own"),), key_file=str(path)
+        )
+    return replace(backend, api_keys=read_api_keys(table, environ, directory))
 
 
 def _door(table: Table, default: Door) -> Door:

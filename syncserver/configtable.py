@@ -71,21 +71,26 @@ class Table:
 
     def each(self, key: str, check: Callable[[str], T]) -> tuple[T, ...]:
         """Return what ``check`` makes of every string of a list."""
-        checked = []
-        for index, value in enumerate(self.get(key, list, [])):
-            place = f"{key}[{index}]"
-            if type(value) is not str:
-                raise self.error(place, f"must be a string, not {_kind_of(value)}")
-            try:
-                checked.append(check(value))
-            except ConfigError as error:
-                raise self.error(place, str(error)) from error
-        return tuple(checked)
+        values = enumerate(self.get(key, list, []))
+        return tuple(self.checked(f"{key}[{index}]", value, check) for index, value in values)
+
+    def checked(self, place: str, value: object, check: Callable[[str], T]) -> T:
+        """Return what ``check`` makes of a string that stands at ``place``."""
+        if type(value) is not str:
+            raise self.error(place, f"must be a string, not {_kind_of(value)}")
+        try:
+            return check(value)
+        except ConfigError as error:
+            raise self.error(place, str(error)) from error
 
     def table(self, key: str) -> Table:
         """Return the table under a key, empty where it is left out."""
         content = self.get(key, dict, {})
         return replace(self, content=content, path=(*self.path, key))
+
+    def entry(self, place: str, content: dict[str, Any]) -> Table:
+        """Return the table that stands at ``place`` in a list."""
+        return replace(self, content=content, path=(*self.path, place))
 
     def tables(self, key: str) -> Iterator[tuple[str, Table]]:
         """Yield the named tables under a key."""
@@ -102,7 +107,7 @@ def _kind_of(value: object) -> str:
 
 def shown(key: str) -> str:
     """Return a key as a file would have it, on one line whatever it holds."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+(\[\d+\])?", key) else json.dumps(key)
 
 
 def settings_of(settings: type) -> list[str]:

@@ -62,6 +62,17 @@ class InvalidParams(RPCError):
         super().__init__("Invalid params", field=field)
 
 
+class Forbidden(RPCError):
+    """The API key is good, and not for this command."""
+
+    code = "forbidden"
+    http_status = 403
+
+    def __init__(self, operation: str | None) -> None:
+        wanted = f'one with the operation "{operation}"' if operation else "one for all operations"
+        super().__init__(f"The API key is not for this command; use {wanted}")
+
+
 class InternalError(RPCError):
     """The command failed in a way that is only told to the log."""
 

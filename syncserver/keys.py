@@ -1,23 +1,101 @@
-"""API keys: read from where the settings say, and made where none was set."""
+"""API keys: read from where the settings say, and made where none was set.
+
+In ``[backend] api_keys`` a key is a string, or a table that says more of it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 
-from syncserver.config import Secret
+from syncserver.apikeys import HASH_PREFIX, OPERATIONS, ApiKey
+from syncserver.config import suggest
+from syncserver.configtable import Table
 from syncserver.errors import ConfigError
 
 MIN_KEY_CHARACTERS = 32
 MAX_KEY_CHARACTERS = 1024
 MAKE_A_KEY = """make one with "python -c 'import secrets; print(secrets.token_urlsafe(32))'\""""
 
+_HASH = re.compile("[0-9a-f]{64}")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-def check_key(text: str) -> Secret:
+
+def read_api_keys(table: Table, environ: Mapping[str, str], directory: Path) -> tuple[ApiKey, ...]:
+    """Return the keys of the list ``api_keys`` of a table."""
+
+    def find(text: str) -> ApiKey:
+        return find_key(text, environ, directory)
+
+    keys: list[ApiKey] = []
+    for index, value in enumerate(table.get("api_keys", list, [])):
+        place = f"api_keys[{index}]"
+        if type(value) is dict:
+            key = _read_entry(table.entry(place, value), find)
+        else:
+            key = table.checked(place, value, find)
+        for other in keys:
+            _check_pair(table, place, key, other)
+        keys.append(key)
+    if not keys:
+        raise table.error("api_keys", "no key in the list; add one, or leave the list out")
+    if all(key.expired() for key in keys):
+        raise table.error("api_keys", "every key has expired; add one that has not")
+    return tuple(keys)
+
+
+def _read_entry(entry: Table, find: Callable[[str], ApiKey]) -> ApiKey:
+    entry.only(("id", "key", "operations", "expires"))
+    name = entry.name("id")
+    if not _ID.fullmatch(name):
+        raise entry.error("id", "must be 1 to 64 letters, digits, dots, dashes or underscores")
+    key = entry.checked("key", entry.name("key"), find)
+    operations: tuple[str, ...] = OPERATIONS
+    if "operations" in entry.content:
+        operations = entry.each("operations", _check_operation)
+    if not operations:
+        raise entry.error("operations", f"empty; known: {', '.join(OPERATIONS)}")
+    expires = _moment(entry, "expires") if "expires" in entry.content else None
+    return replace(key, id=name, operations=frozenset(operations), expires=expires)
+
+
+def _check_operation(text: str) -> str:
+    if text not in OPERATIONS:
+        raise ConfigError(f"unknown operation {json.dumps(text)}; {suggest(text, OPERATIONS)}")
+    return text
+
+
+def _moment(entry: Table, name: str) -> datetime:
+    match entry.content[name]:
+        case datetime(tzinfo=zone) as moment if zone is not None:
+            return moment
+        case datetime():
+            raise entry.error(name, "has no time zone; end it with Z, for UTC")
+        case date(year=year, month=month, day=day):
+            return datetime(year, month, day, tzinfo=UTC)
+    raise entry.error(name, "must be a date, or a date and time, without quotes")
+
+
+def _check_pair(table: Table, place: str, key: ApiKey, other: ApiKey) -> None:
+    """Refuse what would leave open which of two keys a caller has."""
+    if key.digest == other.digest:
+        if (key.operations, key.expires) != (other.operations, other.expires):
+            raise table.error(place, f"the same key as {other.id}, with other rights; make another")
+    elif key.id == other.id:
+        raise table.error(place, f"the id {json.dumps(key.id)} is taken; choose another")
+
+
+def check_key(text: str) -> ApiKey:
     """Return a key that cannot be guessed and fits an HTTP header, or raise ConfigError."""
+    if text.startswith(HASH_PREFIX):
+        return _hashed(text.removeprefix(HASH_PREFIX).lower())
     if not text:
         raise ConfigError(f"empty; {MAKE_A_KEY}")
     if len(text) < MIN_KEY_CHARACTERS:
@@ -26,25 +104,31 @@ def check_key(text: str) -> Secret:
         raise ConfigError(f"longer than {MAX_KEY_CHARACTERS} characters; {MAKE_A_KEY}")
     if not all("!" <= character <= "~" for character in text):
         raise ConfigError(f"holds characters other than visible ASCII; {MAKE_A_KEY}")
-    return Secret(text)
+    return ApiKey.of(text)
 
 
-def find_key(text: str, environ: Mapping[str, str], directory: Path) -> Secret:
+def _hashed(digits: str) -> ApiKey:
+    if not _HASH.fullmatch(digits):
+        raise ConfigError(f"{HASH_PREFIX} must be followed by 64 hexadecimal digits; {MAKE_A_KEY}")
+    return ApiKey.hashed(bytes.fromhex(digits))
+
+
+def find_key(text: str, environ: Mapping[str, str], directory: Path) -> ApiKey:
     """Return the key that ``text`` is or names: ``env:NAME``, ``file:PATH`` from ``directory``."""
     kind, _, rest = text.partition(":")
     if kind == "file":
-        return read_key_file(directory / rest)
+        return replace(read_key_file(directory / rest), id=text)
     if kind != "env":
         return check_key(text)
     if rest not in environ:
         raise ConfigError(f"{rest} is not set in the environment; set it, or take the key out")
     try:
-        return check_key(environ[rest].strip())
+        return replace(check_key(environ[rest].strip()), id=text)
     except ConfigError as error:
         raise ConfigError(f"{rest} is refused: {error}") from error
 
 
-def read_key_file(path: Path) -> Secret:
+def read_key_file(path: Path) -> ApiKey:
     """Return the key that a file holds, or raise ConfigError; nobody else may read the file."""
     try:
         with path.open("rb") as stream:

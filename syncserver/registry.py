@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from syncserver.config import Limits
-from syncserver.errors import InternalError, ProtocolError, UnknownService
+from syncserver.errors import Forbidden, InternalError, ProtocolError, UnknownService
 from syncserver.flusher import Flusher
 from syncserver.protocols.base import Command, Failure, Message, Protocol
 from syncserver.protocols.native import NativeProtocol
@@ -102,6 +102,9 @@ class ServiceRegistry:
             logger.info("Message for an unknown service from client %s", client.remote_address)
             unknown = UnknownService("Unknown service")
             client.tell(Failure(message.service, call_id, unknown))
+            return None
+        if not isinstance(service, RPCService) and not client.may(None):
+            client.tell(Failure(message.service, call_id, Forbidden(None)))
             return None
         try:
             if isinstance(message, Message):

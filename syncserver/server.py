@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from syncserver.apikeys import KeyRing
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.doors import Door
 from syncserver.engines.base import Engine
@@ -59,6 +60,7 @@ class Server:
         self._reuse_port = reuse_port
         self.frontend, self.backend = registries
         self._engine = engine
+        self._keys = KeyRing(config.backend.api_keys)
         self._wheel = Wheel()
         self._doors: dict[str, Door] = {}
         self.frontend_port = self.backend_port = 0
@@ -120,7 +122,11 @@ class Server:
         """Return what was started, for a person at a terminal."""
         config = self.config
         frontend, backend = config.frontend, config.backend
-        key = f"in {backend.key_file}" if backend.key_file else f"{len(backend.api_keys)} given"
+        key = (
+            f"in {backend.key_file}"
+            if backend.key_file
+            else ", ".join(key.id for key in backend.api_keys)
+        )
         lines = {
             "syncserver": f"{__version__}, settings from {config.source or 'none (defaults)'}",
             "frontend": self._doors["frontend"].url("ws", "/ws"),
@@ -163,10 +169,8 @@ class Server:
         return routes
 
     def _backend_routes(self) -> list[Any]:
-        keys = [key.reveal() for key in self.config.backend.api_keys]
-        options = {"service_registry": self.backend, "api_keys": keys}
         return [
-            ("/backend", BackendHTTPHandler, options),
+            BackendHTTPHandler.get_route(self.backend, "/backend", keys=self._keys),
             ("/live", HealthHandler, {"check": self.not_alive}),
             ("/ready", HealthHandler, {"check": self.not_ready}),
         ]

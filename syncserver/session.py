@@ -50,6 +50,10 @@ class Client(ABC):
     open: bool = True
     """False as soon as nothing that is told can reach the peer any more."""
 
+    def may(self, operation: str | None) -> bool:
+        """Tell whether the client may call what is for an operation; None: for nothing named."""
+        return True
+
     @abstractmethod
     def tell(self, event: wire.Event) -> None:
         """Send one event; ValueError if JSON cannot carry it."""

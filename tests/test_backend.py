@@ -7,12 +7,15 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from syncserver.config import Secret
+from syncserver.apikeys import OPERATIONS, ApiKey
+from syncserver.config import Backend
 from syncserver.dealers import BroadcastDealer
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
@@ -23,6 +26,7 @@ from syncserver.services.base import (
     RPCError,
     RPCService,
     Service,
+    operation,
     rpc_asynchronous,
     rpc_command,
 )
@@ -308,11 +312,11 @@ async def test_a_key_of_any_bytes_is_401(key: bytes) -> None:
 
 
 async def test_every_one_of_several_keys_is_good() -> None:
-    from dataclasses import replace
-
     other = "another-key-that-is-long-enough-too"
     config = settings()
-    config = replace(config, backend=replace(config.backend, api_keys=(Secret(KEY), Secret(other))))
+    config = replace(
+        config, backend=replace(config.backend, api_keys=(ApiKey.of(KEY), ApiKey.of(other)))
+    )
     async with serving(backend=[Office()], config=config) as daemon:
         for key, status in ((KEY, 200), (other, 200), (KEY + other, 401)):
             response = await daemon.request(body=GOOD, headers={"X-Backend-Key": key})
@@ -739,3 +743,101 @@ async def test_the_frontend_door_has_no_backend() -> None:
             assert response.code == 404
         for path in ("/syncserver.js", "/syncserver.d.ts"):
             assert (await daemon._client.fetch(url + path)).body
+
+
+# What a key is for.
+
+
+class Desk(RPCService):
+    """A trusted service of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__("desk")
+
+    @rpc_command
+    def change(self, req: Request) -> str:
+        return "changed"
+
+    @rpc_command
+    @operation("inspect")
+    def look(self, req: Request) -> str:
+        return "seen"
+
+
+CALLS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "publish": ("datasync_backend", "publishDeltas", {"deltas": []}),
+    "publish too": ("datasync_backend", "requestRefetch", {"model": "Task"}),
+    "publish a message": ("pubsub_backend", "publish", {"channel": 1, "message": 1}),
+    "authorize": (
+        "datasync_backend",
+        "authorizeSubscription",
+        {"items": [{"dealer": "AllTasks", "query": None}]},
+    ),
+    "revoke": ("datasync_backend", "revokeSubscription", {"token": "none"}),
+    "inspect": ("desk", "look", {}),
+    "all": ("desk", "change", {}),
+    "all, raw": ("silent", "any message", {}),
+}
+
+
+@asynccontextmanager
+async def with_keys(*keys: ApiKey) -> AsyncIterator[Daemon]:
+    config = settings()
+    config = replace(config, backend=replace(config.backend, api_keys=keys))
+    async with serving(config=config) as daemon:
+        daemon.backend.register_service(Desk())
+        daemon.backend.register_service(Silent("silent"))
+        yield daemon
+
+
+@pytest.mark.parametrize("allowed", OPERATIONS)
+async def test_a_key_is_good_for_its_operations_alone(allowed: str) -> None:
+    key = replace(ApiKey.of(KEY), id="narrow", operations=frozenset({allowed}))
+    async with with_keys(key) as daemon:
+        for name, call in CALLS.items():
+            response = await daemon.request(body=call_body(*call))
+            if name.startswith(allowed):
+                assert response.code == 200, name
+                assert json.loads(response.body)["message"]["type"] == "response"
+            else:
+                assert error(response) == (403, "forbidden"), name
+
+
+async def test_a_key_for_all_operations_may_call_what_is_for_none() -> None:
+    async with with_keys(replace(ApiKey.of(KEY), operations=frozenset(OPERATIONS))) as daemon:
+        response = await daemon.request(body=call_body(*CALLS["all"]))
+        assert json.loads(response.body)["message"]["data"] == "changed"
+
+
+async def test_a_key_is_refused_from_its_end_on() -> None:
+    now = datetime.now(UTC)
+    over = replace(ApiKey.of(KEY), id="over", expires=now)
+    other = "another-key-that-is-long-enough-too"
+    good = replace(ApiKey.of(other), expires=now + timedelta(hours=1))
+    async with with_keys(over, good) as daemon:
+        assert error(await daemon.request(body=GOOD))[0] == 401
+        headers = {"X-Backend-Key": other}
+        call = call_body(*CALLS["publish"])
+        assert (await daemon.request(body=call, headers=headers)).code == 200
+
+
+async def test_a_daemon_without_keys_does_not_start() -> None:
+    config = replace(settings(), backend=Backend(port=0))
+    with pytest.raises(ValueError, match="at least one API key"):
+        async with serving(config=config):
+            pass
+
+
+async def test_the_log_names_the_key_by_its_id_and_never_holds_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG", "syncserver")
+    key = replace(ApiKey.of(KEY), id="reports", operations=frozenset({"publish"}))
+    wrong = KEY[::-1]
+    async with with_keys(key) as daemon:
+        await daemon.request(body=call_body(*CALLS["revoke"]))
+        await daemon.request(body=GOOD, headers={"X-Backend-Key": wrong})
+    assert "key reports, which is not for it" in caplog.text
+    assert "Invalid API key" in caplog.text
+    assert KEY not in caplog.text
+    assert wrong not in caplog.text

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from syncserver import cli
+from syncserver import cli, logs
 from syncserver.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +177,7 @@ def test_a_library_that_cannot_be_written_ends_with_73_and_one_line(
 def test_text_from_outside_cannot_begin_a_log_line_of_its_own() -> None:
     text = "a\r\n2026 ERROR forged: \x1b[31m\x9b31m\u2028 b\tc"
     record = logging.LogRecord("syncserver.x", logging.INFO, "", 1, "origin %s", (text,), None)
-    line = cli.LineFormatter().format(record)
+    line = logs.LineFormatter().format(record)
     assert line.endswith(
         r" INFO syncserver.x: origin a\x0d\x0a2026 ERROR forged: \x1b[31m\x9b31m\u2028 b" + "\tc"
     )
@@ -188,7 +188,7 @@ def test_a_traceback_keeps_its_lines() -> None:
         raise ValueError("x")
     except ValueError:
         record = logging.LogRecord("s", logging.ERROR, "", 1, "m", (), sys.exc_info())
-    assert cli.LineFormatter().format(record).endswith("\nValueError: x")
+    assert logs.LineFormatter().format(record).endswith("\nValueError: x")
 
 
 def test_the_reference_names_every_command_flag_and_exit_code() -> None:

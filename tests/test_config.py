@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 import pickle
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, asdict, fields
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from syncserver.apikeys import OPERATIONS, ApiKey, Secret
 from syncserver.app import KNOWN, make_engine
 from syncserver.config import (
     Backend,
@@ -26,7 +29,6 @@ from syncserver.config import (
     Known,
     Limits,
     Model,
-    Secret,
     ServiceConfig,
     check_origin,
 )
@@ -50,6 +52,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         return "syncserver.toml"
 
     return write
+
+
+def plain(key: ApiKey) -> str:
+    assert key.secret is not None
+    return key.secret.reveal().decode()
+
+
+def named(name: str, key: str = KEY) -> ApiKey:
+    return replace(ApiKey.of(key), id=name)
 
 
 def environ(tmp_path: Path, **more: str) -> dict[str, str]:
@@ -127,7 +138,7 @@ def test_the_file_of_the_how_to_is_read_as_it_stands(write: Write) -> None:
     assert config.frontend == Frontend(
         address="0.0.0.0", port=5800, allowed_origins=("https://app.example.org",)
     )
-    assert [key.reveal() for key in config.backend.api_keys] == [KEY[::-1].encode(), KEY.encode()]
+    assert [plain(key) for key in config.backend.api_keys] == [KEY[::-1], KEY]
     assert config.backend.key_file is None
     assert config.limits == Limits(grant_seconds=120, max_deltas=2000)
     assert config.models == {"Task": Model(key="id")}
@@ -141,7 +152,7 @@ def test_key_files_are_found_from_the_directory_of_the_file(tmp_path: Path, writ
     (folder / "key").write_text(KEY)
     (folder / "key").chmod(0o400)
     (folder / "s.toml").write_text('[backend]\napi_keys = ["file:key"]')
-    assert load(str(folder / "s.toml"), {}).backend.api_keys == (Secret(KEY),)
+    assert load(str(folder / "s.toml"), {}).backend.api_keys == (named("file:key"),)
 
 
 def test_the_environment_names_the_file_unless_the_caller_does(
@@ -183,7 +194,9 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, write: Write) -> N
     assert config.frontend == Frontend(
         address="::1", port=0, allowed_origins=("https://a.example", "*")
     )
-    assert config.backend == Backend(address="::1", api_keys=(Secret(KEY), Secret(KEY * 2)))
+    assert config.backend == Backend(
+        address="::1", api_keys=(ApiKey.of(KEY), named("env:OTHER", KEY * 2))
+    )
     assert config.limits == Limits(grant_seconds=1.5, ping_seconds=9)
 
 
@@ -575,7 +588,7 @@ def test_a_key_shows_itself_only_when_asked(write: Write, caplog: pytest.LogCapt
     logging.getLogger("test").warning("%s %r %s", key, key, config)
     shown = f"{config} {config!r} {key} {[key]} {asdict(config.backend)} {caplog.text}"
     assert KEY not in shown
-    assert key.reveal() == KEY.encode()
+    assert plain(key) == KEY
 
 
 def test_a_key_is_equal_to_itself_and_to_copies(write: Write) -> None:
@@ -592,6 +605,97 @@ def test_no_refusal_holds_the_key(write: Write) -> None:
         assert secret not in message
 
 
+HASH = hashlib.sha256(KEY.encode()).hexdigest()
+
+
+def test_a_key_may_be_a_table_that_says_what_it_is_for(write: Write) -> None:
+    path = write(f"""
+[[backend.api_keys]]
+id = "reporting"
+key = "sha256:{HASH}"
+operations = ["publish", "revoke"]
+expires = 2999-01-01T00:00:00Z
+[[backend.api_keys]]
+id = "web"
+key = "env:WEB"
+expires = 2999-01-01
+""")
+    reporting, web = load(path, {"WEB": KEY * 2}).backend.api_keys
+    assert reporting == ApiKey(
+        id="reporting",
+        digest=bytes.fromhex(HASH),
+        operations=frozenset({"publish", "revoke"}),
+        expires=datetime(2999, 1, 1, tzinfo=UTC),
+    )
+    assert web == replace(named("web", KEY * 2), expires=reporting.expires)
+
+
+def test_a_key_without_a_name_is_called_after_where_it_stands(write: Write) -> None:
+    path = write(f'[backend]\napi_keys = ["{KEY * 2}", "sha256:{HASH}", "env:K", "file:key"]')
+    key_file(KEY * 3)
+    keys = load(path, {"K": KEY * 4}).backend.api_keys
+    two = hashlib.sha256((KEY * 2).encode()).hexdigest()
+    assert [key.id for key in keys] == [
+        f"sha256:{two[:8]}",
+        f"sha256:{HASH[:8]}",
+        "env:K",
+        "file:key",
+    ]
+    assert all(key.operations == frozenset(OPERATIONS) for key in keys)
+
+
+def test_one_key_in_two_places_is_one_key(write: Write) -> None:
+    path = write('[backend]\napi_keys = ["env:OLD", "env:NEW"]')
+    assert len(load(path, {"OLD": KEY, "NEW": KEY}).backend.api_keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("3", "api_keys[0]: must be a string, not a whole number"),
+        ('"sha256:abc"', "api_keys[0]: sha256: must be followed by 64 hexadecimal digits; make"),
+        ('{key = "file:key"}', "[backend.api_keys[0]] id: missing; it has no default"),
+        ('{id = "a"}', "[backend.api_keys[0]] key: missing; it has no default"),
+        ('{id = "a b", key = "file:key"}', "[backend.api_keys[0]] id: must be 1 to 64 letters"),
+        ('{id = "a", key = "x"}', "[backend.api_keys[0]] key: shorter than 32 characters; make"),
+        ('{id = "a", kye = "x"}', '[backend.api_keys[0]] kye: unknown key; did you mean "key"?'),
+        (
+            '{id = "a", key = "file:key", operations = ["publsh"]}',
+            '[backend.api_keys[0]] operations[0]: unknown operation "publsh"; did you mean',
+        ),
+        (
+            '{id = "a", key = "file:key", operations = []}',
+            "[backend.api_keys[0]] operations: empty; known: publish, authorize, revoke, inspect",
+        ),
+        (
+            '{id = "a", key = "file:key", expires = "2030-01-01"}',
+            "[backend.api_keys[0]] expires: must be a date, or a date and time, without quotes",
+        ),
+        (
+            '{id = "a", key = "file:key", expires = 2030-01-01T00:00:00}',
+            "[backend.api_keys[0]] expires: has no time zone; end it with Z, for UTC",
+        ),
+        (
+            '{id = "a", key = "file:key", expires = 2000-01-01}',
+            "api_keys: every key has expired; add one that has not",
+        ),
+        (
+            '{id = "a", key = "file:key"}, {id = "a", key = "env:K"}',
+            'api_keys[1]: the id "a" is taken; choose another',
+        ),
+        (
+            '{id = "a", key = "file:key"}, {id = "b", key = "file:key", operations = ["revoke"]}',
+            "api_keys[1]: the same key as a, with other rights; make another",
+        ),
+    ],
+)
+def test_a_refusal_of_a_key_names_its_place(write: Write, entries: str, message: str) -> None:
+    path = write(f"[backend]\napi_keys = [{entries}]")
+    key_file(KEY)
+    section = "" if message.startswith("[") else "[backend] "
+    assert refusal(path, {"K": KEY * 2}).startswith(f"syncserver.toml: {section}{message}")
+
+
 # The daemon's own key
 
 
@@ -601,7 +705,7 @@ def test_a_key_is_made_once_and_kept_in_a_private_file(tmp_path: Path, write: Wr
     assert first.key_file == str(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert [key.reveal() for key in first.api_keys] == [path.read_bytes().strip()]
+    assert [plain(key) for key in first.api_keys] == [path.read_text().strip()]
     assert load(write("[frontend]\nport = 0"), environ(tmp_path)).backend == first
     assert list(path.parent.iterdir()) == [path]
 
@@ -678,7 +782,7 @@ import os, sys
 from syncserver.configfile import load
 print("ready", flush=True)
 sys.stdin.readline()
-print(load(None, os.environ).backend.api_keys[0].reveal().decode())
+print(load(None, os.environ).backend.api_keys[0].secret.reveal().decode())
 """
 
 

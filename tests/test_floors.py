@@ -22,6 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "position",
         "canonical",
         "strict_json",
+        "apikeys",
+        "logs",
         "config",
         "configfile",
         "configtable",
@@ -48,7 +50,10 @@ STANDS_ON = {
     ("configtable", "config"),
     ("overrides", "config"),
     ("overrides", "configtable"),
-    ("keys", "config"),  # a key is a Secret
+    ("config", "apikeys"),
+    ("keys", "apikeys"),
+    ("keys", "config"),
+    ("keys", "configtable"),  # the list of them is checked as all else is
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
     ("session", "flusher"),
     ("peers", "views"),  # a subscription is attached to views

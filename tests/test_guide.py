@@ -242,8 +242,9 @@ async def test_the_private_pubsub_is_written_by_the_backend_alone() -> None:
     frontend = ServiceRegistry([frontend_service])
     backend = ServiceRegistry([PubSubBackend("pubsub_backend", frontend_service)])
     for_browsers = Application([WebSocketHandler.get_route(frontend, "/ws")])
-    options = {"service_registry": backend, "api_key": "swordfish"}
-    for_the_app = Application([("/backend", BackendHTTPHandler, options)])
+    for_the_app = Application(
+        [BackendHTTPHandler.get_route(backend, "/backend", api_key="swordfish")]
+    )
     async with (
         listening(for_browsers, frontend_service) as front,
         listening(for_the_app) as back,
@@ -261,7 +262,10 @@ async def test_the_private_pubsub_is_written_by_the_backend_alone() -> None:
 async def test_a_backend_handler_without_a_key_lets_nobody_in(
     key: dict[str, Any], expected_log: ExpectedLog
 ) -> None:
-    options = {"service_registry": ServiceRegistry([CalculatorService("calculator")]), **key}
+    registry = ServiceRegistry([CalculatorService("calculator")])
+    with pytest.raises(ValueError, match="needs an api_key"):
+        BackendHTTPHandler.get_route(registry, "/backend", **key)
+    options = {"service_registry": registry, **key}
     async with listening(Application([("/backend", BackendHTTPHandler, options)])) as port:
         with (
             expected_log("tornado.application", "Uncaught exception"),

@@ -296,7 +296,7 @@ async def test_the_configuration_of_the_readme_is_served(tmp_path: Path) -> None
     key.write_text("k" * 32)
     environ = {"SYNCSERVER_API_KEY": "e" * 32}
     async with place(tmp_path, "--config", "syncserver.toml", environ=environ) as here:
-        assert here.running.line("api key") == "2 given"
+        assert here.running.line("api key") == "env:SYNCSERVER_API_KEY, file:keys/reporting"
         assert here.running.line("services").startswith("datasync, pubsub")
         assert here.running.line("origins") == "https://app.example.org"
 

@@ -7,7 +7,6 @@ error in the body.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import inspect
 import logging
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from syncserver import strict_json
+from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.errors import CommandTimeout, ProtocolError, RPCError, Unavailable
 from syncserver.protocols.base import Command, Event, Failure, Message
 from syncserver.protocols.native import NativeProtocol
@@ -34,12 +34,22 @@ _DROPPED_BODIES = 4
 class BackendClient(Client):
     """The caller of one call; the first thing that it is told is its answer."""
 
-    def __init__(self, remote_address: str, idempotency_key: str | None) -> None:
+    def __init__(
+        self, remote_address: str, idempotency_key: str | None, key: ApiKey | None = None
+    ) -> None:
         self.remote_address = remote_address
         self.idempotency_key = idempotency_key
+        self._key = key
         self.answer: asyncio.Future[tuple[Event, bytes]] = (
             asyncio.get_running_loop().create_future()
         )
+
+    def may(self, operation: str | None) -> bool:
+        """Tell whether the caller's key is for an operation."""
+        if self._key is None or self._key.allows(operation):
+            return True
+        logger.info("Refused a call with key %s, which is not for it", self._key.id)
+        return False
 
     def tell(self, event: Event) -> None:
         """Answer the call; what comes after the answer is dropped."""
@@ -53,22 +63,38 @@ class BackendClient(Client):
 class BackendHTTPHandler(RequestHandler):
     """``POST`` of one envelope with the header ``X-Backend-Key``.
 
-    :param api_key: the key that callers must have; ``api_keys`` for several.
+    :param api_key: the key that callers must have; ``api_keys`` for several, ``keys`` for
+        keys with rights of their own.
     """
+
+    @classmethod
+    def get_route(
+        cls,
+        service_registry: ServiceRegistry,
+        path: str = "/backend",
+        *,
+        keys: KeyRing | None = None,
+        **options: Any,
+    ) -> tuple[str, type[BackendHTTPHandler], dict[str, Any]]:
+        """Return the route that serves ``service_registry`` at ``path``.
+
+        ValueError here, not at the first call, if no key is given.
+        """
+        keys = keys or _key_ring(**options)
+        return (path, cls, {"service_registry": service_registry, "keys": keys})
 
     def initialize(
         self,
         service_registry: ServiceRegistry,
         api_key: str | bytes | None = None,
         api_keys: Iterable[bytes] = (),
+        keys: KeyRing | None = None,
     ) -> None:
         """Take the options of the route; ValueError without any key."""
         self._registry = service_registry
         self._limits = service_registry.limits
-        given = [api_key.encode() if isinstance(api_key, str) else api_key] if api_key else []
-        self._api_keys = (*given, *api_keys)
-        if not all(self._api_keys) or not self._api_keys:
-            raise ValueError("BackendHTTPHandler needs an api_key")
+        self._keys = keys or _key_ring(api_key, api_keys)
+        self._key: ApiKey | None = None
         self._body = bytearray()
         self._received = 0
         self._refused: HTTPError | None = None
@@ -78,10 +104,12 @@ class BackendHTTPHandler(RequestHandler):
         given = self.request.headers.get_list("X-Backend-Key")
         if len(given) != 1:
             raise HTTPError(401, "Missing X-Backend-Key header")
-        key = given[0].encode("utf-8", "surrogateescape")
-        matches = [hmac.compare_digest(key, known) for known in self._api_keys]
-        if not any(matches):
+        key = self._keys.find(given[0].encode("utf-8", "surrogateescape"))
+        if key is None:
             raise HTTPError(401, "Invalid API key")
+        if key.expired():
+            raise HTTPError(401, "API key %s has expired", key.id)
+        self._key = key
 
     def prepare(self) -> None:
         """Refuse what can be refused by its head; its body is dropped, not kept.
@@ -118,7 +146,7 @@ class BackendHTTPHandler(RequestHandler):
         if self._refused is not None:
             raise self._refused
         messages = NativeProtocol().receive(bytes(self._body))
-        client = BackendClient(self.request.remote_ip or "", self._idempotency_key())
+        client = BackendClient(self.request.remote_ip or "", self._idempotency_key(), self._key)
         event, body = await self._answer(client, messages[0])
         if isinstance(event, Failure):
             self._set_error_status(event.error)
@@ -211,6 +239,13 @@ _CODES = {
     415: "unsupported_media_type",
     503: "unavailable",
 }
+
+
+def _key_ring(api_key: str | bytes | None = None, api_keys: Iterable[bytes] = ()) -> KeyRing:
+    given = (*((api_key,) if api_key is not None else ()), *api_keys)
+    if not given or not all(given):
+        raise ValueError("BackendHTTPHandler needs an api_key")
+    return KeyRing(map(ApiKey.of, given))
 
 
 def _code_of(status: int) -> str:

@@ -17,7 +17,14 @@ from typing import Any, ClassVar, TypeVar
 
 from syncserver import canonical
 from syncserver.engines.base import Engine
-from syncserver.errors import InternalError, InvalidParams, ProtocolError, RPCError, UnknownCommand
+from syncserver.errors import (
+    Forbidden,
+    InternalError,
+    InvalidParams,
+    ProtocolError,
+    RPCError,
+    UnknownCommand,
+)
 from syncserver.protocols.base import Command, Failure, Notification, Reply
 from syncserver.protocols.native import read_call
 from syncserver.session import Client, Session
@@ -29,6 +36,7 @@ __all__ = [
     "Service",
     "ellipsis",
     "format_call",
+    "operation",
     "rpc_asynchronous",
     "rpc_command",
     "session_of",
@@ -81,6 +89,19 @@ def rpc_asynchronous(method: Method) -> Method:
     """Let a command that returns None be answered later, through its request."""
     method.__rpc_asynchronous__ = True  # type: ignore[attr-defined]
     return method
+
+
+def operation(name: str) -> Callable[[Method], Method]:
+    """Let a command be called with API keys that have this operation (``apikeys.OPERATIONS``).
+
+    A command without one wants a key for all operations. Browsers have no key and are not asked.
+    """
+
+    def mark(method: Method) -> Method:
+        method.__operation__ = name  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class Request:
@@ -170,13 +191,16 @@ class RPCService(Service):
     def _bind(self, request: Request) -> Callable[..., Any]:
         if request.command not in self.rpc_commands:
             raise UnknownCommand
+        # Of the class: an attribute of the instance, such as ``name``, may be called the same.
+        method: Callable[..., Any] = getattr(type(self), request.command)
+        wanted = getattr(method, "__operation__", None)
+        if not request.client.may(wanted):
+            raise Forbidden(wanted)
         try:
             self._signatures[request.command].bind(self, request, **request.params)
         except TypeError:
             logger.info('Invalid params in RPC service "%s": %s', self.name, request.command)
             raise InvalidParams from None
-        # Of the class: an attribute of the instance, such as ``name``, may be called the same.
-        method: Callable[..., Any] = getattr(type(self), request.command)
         return method
 
     async def _finish(

@@ -18,7 +18,7 @@ from syncserver.errors import InvalidQuery, RefetchReason, RPCError
 from syncserver.grants import GrantBody, ItemSpec, new_token
 from syncserver.position import Position
 from syncserver.reorder import Reorder
-from syncserver.services.base import Request, RPCService, rpc_command, session_of
+from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Client, Session
 from syncserver.subscriptions import Subscriptions
 from syncserver.views import Views
@@ -115,6 +115,7 @@ class DataSyncBackend(RPCService):
         self._open = frontend.open
 
     @rpc_command
+    @operation("authorize")
     async def authorizeSubscription(self, req: Request, items: Any, identity: Any = None) -> str:
         """Make a grant of ``items`` from here on and return its token."""
         specs = self._parse_items(items)
@@ -126,23 +127,27 @@ class DataSyncBackend(RPCService):
         return token
 
     @rpc_command
+    @operation("revoke")
     async def revokeSubscription(self, req: Request, token: Any) -> bool:
         """End a subscription wherever it is."""
         _check_token(token)
         return await self._engine.revoke_grant(token, self._limits.resume_seconds)
 
     @rpc_command
+    @operation("publish")
     async def publishDeltas(self, req: Request, deltas: Any) -> None:
         """Append a batch to the log, whole or not at all."""
         data = entries.encode_batch(self._parse_deltas(deltas))
         await self._engine.append(self._stream.name, data, idempotency_key=_key(req))
 
     @rpc_command
+    @operation("publish")
     async def publish(self, req: Request, deltas: Any) -> None:
         """Do what ``publishDeltas`` does, under the name that Snorky's manual has for it."""
         await self.publishDeltas(req, deltas)
 
     @rpc_command
+    @operation("publish")
     async def requestRefetch(self, req: Request, items: Any = None, model: Any = None) -> None:
         """Tell those who hold one of ``items``, or any item of ``model``, to fetch again."""
         if (items is None) == (model is None):

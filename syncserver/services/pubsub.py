@@ -15,7 +15,7 @@ from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import RefetchReason, RPCError
 from syncserver.protocols.base import Frame, Freshness, Notification, Protocol
-from syncserver.services.base import Request, RPCService, rpc_command, session_of
+from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Client, Session
 from syncserver.stream import Record, Stream
 
@@ -179,6 +179,7 @@ class PubSubBackend(RPCService):
         self._frontend = frontend
 
     @rpc_command
+    @operation("publish")
     async def publish(self, req: Request, channel: Any, message: Any) -> None:
         """Publish, whatever browsers may."""
         await self._frontend.do_publish(

@@ -21,8 +21,9 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.httputil import HTTPHeaders
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from syncserver.apikeys import ApiKey
 from syncserver.app import build, make_server
-from syncserver.config import Backend, Config, Frontend, Limits, Secret, default_services
+from syncserver.config import Backend, Config, Frontend, Limits, default_services
 from syncserver.engines.base import Engine
 from syncserver.registry import ServiceRegistry
 from syncserver.server import Server
@@ -49,7 +50,7 @@ def settings(*, origins: Iterable[str] = (), services: Any = None, **limits: Any
         frontend = Frontend(port=0, allowed_origins=tuple(origins))
     return Config(
         frontend=frontend,
-        backend=Backend(port=0, api_keys=(Secret(KEY),)),
+        backend=Backend(port=0, api_keys=(ApiKey.of(KEY),)),
         limits=Limits(**limits),
         services=default_services() if services is None else services,
     )

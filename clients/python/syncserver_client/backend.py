@@ -34,6 +34,7 @@ LOGGED_CHARACTERS = 200
 HTTP_ERRORS: dict[int, type[errors.HTTPError]] = {
     400: errors.BadRequest,
     401: errors.Unauthorized,
+    403: errors.Forbidden,
     409: errors.IdempotencyConflict,
     413: errors.TooLarge,
     429: errors.TooManyRequests,

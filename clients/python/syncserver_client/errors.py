@@ -56,6 +56,12 @@ class Unauthorized(HTTPError):
     hint = " (is the key one of the daemon's backend.api_keys?)"
 
 
+class Forbidden(HTTPError):
+    """403: the key is good, but not for this command."""
+
+    hint = " (see the operations of the key in the daemon's backend.api_keys)"
+
+
 class IdempotencyConflict(HTTPError):
     """409: the idempotency key was used before with another body."""
 

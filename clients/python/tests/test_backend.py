@@ -26,6 +26,7 @@ from syncserver_client import (
     CallError,
     ConnectionFailed,
     EncodingError,
+    Forbidden,
     HTTPError,
     IdempotencyConflict,
     InvalidResponse,
@@ -355,6 +356,7 @@ def test_when_the_retries_are_used_up_the_last_failure_is_raised(
     [
         (error(400, "invalid_json"), BadRequest, 400),
         (status(401), Unauthorized, 401),
+        (status(403), Forbidden, 403),
         (status(405), HTTPError, 405),
         (error(409, "idempotency_conflict"), IdempotencyConflict, 409),
         (status(413), TooLarge, 413),

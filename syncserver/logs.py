@@ -1,0 +1,97 @@
+"""The log of the daemon: one line for each record, and not more of one kind than can be read.
+
+A kind is a logger and the text that it formats. Of each kind ``BURST`` records are
+written in a window of ``WINDOW_SECONDS``; those over it are counted, and the count is
+written when the window is over. So who knocks a million times with a wrong key fills
+no disk and hides no other line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+BURST = 20
+WINDOW_SECONDS = 10.0
+
+_MAX_KINDS = 1000
+
+# Text from outside cannot begin a line of its own in the log, nor steer a terminal.
+CONTROLS = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
+    if chr(code) != "\t"
+}
+
+
+class LineFormatter(logging.Formatter):
+    """One line for each record, whatever stands in it; a traceback follows on its own lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the line with control characters escaped."""
+        return super().formatMessage(record).translate(CONTROLS)
+
+
+@dataclass(slots=True)
+class _Window:
+    ends: float
+    count: int
+    last: logging.LogRecord
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Writes the log to standard error, or to ``stream``.
+
+    :param clock: seconds that never go back.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(stream)
+        self.setFormatter(LineFormatter())
+        self._clock = clock
+        self._windows: dict[tuple[str, str], _Window] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless there were too many of its kind."""
+        now = self._clock()
+        self._end_windows(now)
+        kind = (record.name, str(record.msg))
+        window = self._windows.get(kind)
+        if window is None:
+            if len(self._windows) >= _MAX_KINDS:
+                self._end_windows(now + WINDOW_SECONDS)
+            window = self._windows[kind] = _Window(now + WINDOW_SECONDS, 0, record)
+        window.count += 1
+        window.last = record
+        if window.count <= BURST:
+            super().emit(record)
+
+    def close(self) -> None:
+        """Write what was counted, and close."""
+        self._end_windows(float("inf"))
+        super().close()
+
+    def _end_windows(self, now: float) -> None:
+        """Forget the windows that are over; they stand in the order of their ends."""
+        while self._windows:
+            kind, window = next(iter(self._windows.items()))
+            if window.ends > now:
+                return
+            del self._windows[kind]
+            if window.count > BURST:
+                super().emit(_summary(window.last, window.count - BURST))
+
+
+def _summary(last: logging.LogRecord, left_out: int) -> logging.LogRecord:
+    """Return a record for those that were left out, at the place of the last of them."""
+    args = (left_out, WINDOW_SECONDS, str(last.msg))
+    text = "%d more within %.0f s are not shown: %s"
+    return logging.LogRecord(last.name, last.levelno, last.pathname, last.lineno, text, args, None)
