@@ -26,7 +26,7 @@ from syncserver.protocols import base as wire
 
 logger = logging.getLogger("syncserver.session")
 
-Incoming = wire.Message | wire.Command | ProtocolError
+Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
 
 
 class Transport(Protocol):
@@ -147,10 +147,12 @@ class Session(Client):
             self.close(CloseCode.RATE, '{"retry_after": 1000}')
 
     def tell(self, event: wire.Event) -> None:
-        """Encode one event for this peer alone and put it."""
+        """Encode one event for this peer alone and put it; end if the protocol says so then."""
         texts = self.protocol.encode(event)
         if texts:
             self.put(wire.Frame(texts))
+        if self.protocol.closing is not None:
+            self.close(self.protocol.closing)
 
     def put(self, frame: wire.Frame) -> None:
         """Add a frame to the outbox; synchronous, never fails, may end the session with 4008."""
@@ -265,6 +267,9 @@ class Session(Client):
         if isinstance(message, ProtocolError):
             logger.info("Unreadable message from %s: %s", self.remote_address, message.code)
             self.tell(wire.Failure(message.service, message.call_id, message))
+            return
+        if not isinstance(message, wire.Message | wire.Command):
+            self.tell(message)
             return
         pending = self._dispatch(self, message)
         if inspect.isawaitable(pending):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from syncserver.config import Limits
 from syncserver.errors import CloseCode
 from syncserver.flusher import Flusher
-from syncserver.protocols.base import Command, Frame, Message, Notification, Run
+from syncserver.protocols.base import Command, Event, Frame, Message, Notification, Run
 from syncserver.protocols.native import NativeProtocol
 from syncserver.session import Client, Session
 from tests.conftest import ExpectedLog
@@ -623,3 +624,48 @@ async def test_a_turn_hands_over_a_bounded_number_of_bytes() -> None:
         await asyncio.sleep(0)
         written.append(sum(bool(peer.pipe.writes) for peer in peers))
     assert written == [2, 4, 5, 5]
+
+
+# What a protocol does by itself.
+
+
+class Porter(NativeProtocol):
+    """Answers ``knock`` by itself, and ends the session after ``leave``."""
+
+    def receive(self, text: str | bytes) -> Sequence[Message | Command | Event]:
+        if text == "knock":
+            return [Notification("door", "who is there")]
+        return [Command("door", str(text), {}), Notification("door", text)]
+
+    def encode(self, event: Event) -> tuple[bytes, ...]:
+        if event == Notification("door", "leave"):
+            self.closing = CloseCode.BAD_PROTOCOL
+        return super().encode(event)
+
+
+async def test_what_a_protocol_answers_by_itself_comes_in_its_turn() -> None:
+    free = asyncio.Event()
+
+    async def handle(client: Client, message: Message | Command) -> None:
+        await free.wait()
+
+    peer = Peer(handle)
+    peer.session.protocol = Porter()
+    peer.session.receive("wait")
+    peer.session.receive("knock")
+    await turns()
+    assert peer.pipe.texts == []
+    free.set()
+    await turns()
+    assert [json.loads(text)["message"] for text in peer.pipe.texts] == ["wait", "who is there"]
+
+
+async def test_a_protocol_ends_its_session_after_what_it_last_said() -> None:
+    peer = Peer(lambda client, message: None)
+    peer.session.protocol = Porter()
+    peer.session.receive("leave")
+    peer.session.receive("knock")
+    await turns()
+    assert [json.loads(text)["message"] for text in peer.pipe.texts] == ["leave"]
+    assert peer.pipe.closes == [(CloseCode.BAD_PROTOCOL, "")]
+    assert peer.ends == [peer.session]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
 from syncserver.delta import Delta
-from syncserver.errors import ProtocolError, RPCError
+from syncserver.errors import CloseCode, ProtocolError, RPCError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,21 @@ class Notification:
 
     service: str
     message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A subscription has gone live: the answer to its acquire.
+
+    ``position`` is None where none was asked for; ``views`` are the model and the tag of each
+    of its views.
+    """
+
+    service: str
+    call_id: Any
+    token: str
+    position: str | None
+    views: tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,15 @@ class Failure:
 
 
 Event = (
-    Change | Notification | PositionReached | RefetchNotice | Ended | Freshness | Reply | Failure
+    Change
+    | Notification
+    | Acquired
+    | PositionReached
+    | RefetchNotice
+    | Ended
+    | Freshness
+    | Reply
+    | Failure
 )
 
 Framing = Callable[[tuple[bytes, ...]], bytes]
@@ -186,12 +209,19 @@ class Protocol(ABC):
     """The wire protocol of one session."""
 
     shared: ClassVar[bool] = True
-    """True: ``encode`` gives the same for all sessions, so that its result is
-    shared. False: it depends on what this session was sent before."""
+    """True: ``encode`` gives the same for all sessions of what goes to many of them (changes,
+    positions, notifications), so that its result is shared. False: it depends on what this
+    session was sent before."""
+
+    closing: CloseCode | None = None
+    """Set by ``encode`` when the session is to end after what it has just returned."""
 
     @abstractmethod
-    def receive(self, text: str | bytes) -> list[Message | Command]:
-        """Read one text of the peer; ProtocolError on what cannot be read."""
+    def receive(self, text: str | bytes) -> Sequence[Message | Command | Event]:
+        """Read one text of the peer; ProtocolError on what cannot be read.
+
+        An event is told to this peer in its turn: what the protocol answers by itself.
+        """
 
     @abstractmethod
     def encode(self, event: Event) -> tuple[bytes, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from syncserver import strict_json
 from syncserver.errors import InvalidCallParams, ProtocolError, RPCError
 from syncserver.protocols.base import (
+    Acquired,
     Change,
     Command,
     Ended,
@@ -41,29 +42,43 @@ class NativeProtocol(Protocol):
 
     def encode(self, event: Event) -> tuple[bytes, ...]:
         """Return the envelope of ``event``."""
-        match event:
-            case Change(service, delta, tag):
-                message: Any = {"type": "delta", "delta": delta.for_json(tag)}
-                return (strict_json.encode_trusted({"service": service, "message": message}),)
-            case Notification(service, message):
-                pass
-            case PositionReached(service, position):
-                message = {"type": "position", "position": position}
-            case RefetchNotice(service, token, reason):
-                message = {"type": "refetch", "token": token, "reason": reason}
-            case Ended(service, token, reason):
-                message = {"type": "ended", "token": token, "reason": reason}
-            case Freshness(service, stale):
-                message = {"type": "stale" if stale else "fresh"}
-            case Reply(service, call_id, data):
-                echoed = {} if call_id is None else {"callId": call_id}
-                message = {"type": "response", **echoed, "data": data}
-            case Failure(service, call_id, error):
-                message = failure_for_json(call_id, error)
-                if service is not None and len(service) > _ECHOED_NAME_LENGTH:
-                    service = None
-                return (strict_json.encode({"service": service, "message": message}),)
-        return (strict_json.encode({"service": service, "message": message}),)
+        service = event.service
+        if isinstance(event, Failure) and service is not None:
+            service = service if len(service) <= _ECHOED_NAME_LENGTH else None
+        return (encoded(event, {"service": service, "message": message_for_json(event)}),)
+
+
+def encoded(event: Event, wire: Any) -> bytes:
+    """Return the JSON of what tells ``event``; what came out of the log was checked before."""
+    return (strict_json.encode_trusted if isinstance(event, Change) else strict_json.encode)(wire)
+
+
+def message_for_json(event: Event) -> Any:
+    """Return the message that tells ``event``, without its envelope."""
+    match event:
+        case Change(_, delta, tag):
+            return {"type": "delta", "delta": delta.for_json(tag)}
+        case Notification(_, message):
+            return message
+        case Acquired(_, call_id, _, position):
+            return _response(call_id, None if position is None else {"position": position})
+        case PositionReached(_, position):
+            return {"type": "position", "position": position}
+        case RefetchNotice(_, token, reason):
+            return {"type": "refetch", "token": token, "reason": reason}
+        case Ended(_, token, reason):
+            return {"type": "ended", "token": token, "reason": reason}
+        case Freshness(_, stale):
+            return {"type": "stale" if stale else "fresh"}
+        case Reply(_, call_id, data):
+            return _response(call_id, data)
+        case Failure(_, call_id, error):
+            return failure_for_json(call_id, error)
+
+
+def _response(call_id: Any, data: Any) -> dict[str, Any]:
+    echoed = {} if call_id is None else {"callId": call_id}
+    return {"type": "response", **echoed, "data": data}
 
 
 def failure_for_json(call_id: Any, error: RPCError | ProtocolError) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from syncserver.errors import (
     RPCError,
     UnknownCommand,
 )
-from syncserver.protocols.base import Command, Failure, Notification, Reply
+from syncserver.protocols.base import Command, Event, Failure, Notification, Reply
 from syncserver.protocols.native import read_call
 from syncserver.session import Client, Session
 
@@ -122,9 +122,13 @@ class Request:
 
     def reply(self, data: Any) -> None:
         """Answer with a result (any JSON); ValueError if JSON cannot carry it."""
+        self.answer(Reply(self.service.name, self.call_id, data))
+
+    def answer(self, event: Event) -> None:
+        """Answer with an event that says more than a result; ValueError as for ``reply``."""
         self._resolve()
         try:
-            self.client.tell(Reply(self.service.name, self.call_id, data))
+            self.client.tell(event)
         except ValueError:
             self.resolved = False
             raise

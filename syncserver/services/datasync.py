@@ -17,6 +17,7 @@ from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import InvalidQuery, RefetchReason, RPCError
 from syncserver.grants import GrantBody, ItemSpec, new_token
 from syncserver.position import Position
+from syncserver.protocols.base import Acquired
 from syncserver.reorder import Reorder
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Client, Session
@@ -71,17 +72,16 @@ class DataSyncService(RPCService):
         self.subscriptions.end_views(orphans, RefetchReason.FILTER_CHANGED)
 
     @rpc_command
-    async def acquireSubscription(
-        self, req: Request, token: Any, position: Any = _PLAIN
-    ) -> dict[str, str] | None:
+    async def acquireSubscription(self, req: Request, token: Any, position: Any = _PLAIN) -> None:
         """Make a granted subscription live on this session."""
         _check_token(token)
-        if position is _PLAIN:
-            await self.subscriptions.acquire(session_of(req), token, None, resumable=False)
-            return None
-        start = _parse_position(position)
-        reached = await self.subscriptions.acquire(session_of(req), token, start, resumable=True)
-        return {"position": str(reached)}
+        session, resumable = session_of(req), position is not _PLAIN
+        start = _parse_position(position) if resumable else None
+        reached = await self.subscriptions.acquire(session, token, start, resumable=resumable)
+        held = self.subscriptions.peers.get(session).subscriptions[token]
+        views = tuple((view.model, view.tag) for view in held.views)
+        told = str(reached) if resumable else None
+        req.answer(Acquired(self.name, req.call_id, token, told, views))
 
     @rpc_command
     async def cancelSubscription(self, req: Request, token: Any) -> None:

@@ -20,6 +20,7 @@ from syncserver.dealers import FilterDealer, KeyedDealer
 from syncserver.delta import Delta
 from syncserver.errors import ProtocolError, RPCError, UnknownService
 from syncserver.protocols.base import (
+    Acquired,
     Change,
     Command,
     Ended,
@@ -62,6 +63,8 @@ EVENTS: dict[str, Event] = {
     "delete": Change("s", Delta("M", ROW, None), ""),
     "notification": Notification("s", {"any": [1, None, "x"]}),
     "position": PositionReached("s", "e.1.m"),
+    "acquired": Acquired("s", 1, "t", None, (("M", "tag"), ("M", None))),
+    "acquired from": Acquired("s", 0, "t", "e.1.m", ()),
     "refetch": RefetchNotice("s", "t", "epoch"),
     "ended": Ended("s", "t", "taken_over"),
     "stale": Freshness("s", stale=True),
