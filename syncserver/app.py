@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ DEALERS = {
     "filter": "syncserver.dealers.filter:FilterDealer",
 }
 PROTOCOLS = {"native": ("/ws", "syncserver.protocols.native:NativeProtocol")}
+
+# What --app makes itself.
+_OF_SERVICES = ("engine", "limits", "models", "services")
 
 KNOWN = Known(engines=tuple(ENGINES))
 
@@ -99,20 +103,49 @@ def make_server(
     )
 
 
-def load_registries(reference: str) -> Registries:
-    """Return the pair of registries at ``module:attribute``, or that a function there returns."""
+def load_registries(reference: str, config: Config) -> Registries:
+    """Return the pair of registries at ``module:attribute``, or that a function there returns.
+
+    A function that takes an argument is given the settings. What else is not used of
+    them is said in the log.
+    """
     try:
         found = _load(reference)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--app {reference}: {error}; give MODULE:ATTRIBUTE") from None
-    pair = found() if callable(found) else found
+    if takes_settings := callable(found) and _takes_an_argument(found):
+        pair = found(config)
+    else:
+        pair = found() if callable(found) else found
     match pair:
         case (ServiceRegistry() as frontend, ServiceRegistry() as backend):
-            return frontend, backend
+            pass
         case _:
             raise ConfigError(
                 f"--app {reference}: not a pair of ServiceRegistry; make it (frontend, backend)"
             )
+    for registry in (frontend, backend):
+        registry.assume_limits(config.limits)
+    unused = [name for name in config.given if name in _OF_SERVICES]
+    if unused and not takes_settings:
+        logger.warning(
+            "--app %s makes the services: not used of the settings: %s (of limits, those of"
+            " connections are used); let its function take them as an argument",
+            reference,
+            ", ".join(unused),
+        )
+    return frontend, backend
+
+
+def _takes_an_argument(function: Callable[..., Any]) -> bool:
+    """Tell whether a function cannot be called without an argument."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    except ValueError:  # it is written in C and does not say
+        return False
+    return False
 
 
 def run(config: Config, *, application: str | None = None, workers: int = 1) -> int:
@@ -124,9 +157,13 @@ def run(config: Config, *, application: str | None = None, workers: int = 1) -> 
     engine: Engine | None = None
     if application is not None:
         sys.path.insert(0, "")
-        registries = load_registries(application)
+        registries = load_registries(application, config)
         services = [one for some in registries for one in some.registered_services.values()]
-        _check_shared([one.engine for one in services if one.engine is not None], workers)
+        engines = {one.engine for one in services if one.engine is not None}
+        _check_shared(engines, workers)
+        if len(engines) == 1:
+            engine = engines.pop()
+            config = replace(config, engine=type(engine).__name__)  # as it is shown
     else:
         _check_shared([_engine_class(config)], workers)
         registries, engine = build(config)

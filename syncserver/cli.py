@@ -90,8 +90,8 @@ def _add_serve(commands: Commands) -> None:
         description="Serve until SIGTERM or SIGINT: then calls under way are finished and clients"
         " are told to reconnect. A second signal ends at once.",
         epilog="Single settings can be given in the environment, before those of the file:"
-        " SYNCSERVER_FRONTEND__PORT=8080. Without API keys one is made and kept; its file is"
-        " named at start.",
+        " SYNCSERVER_FRONTEND__PORT=8080; --set goes before both. Without API keys one is"
+        " made and kept; its file is named at start.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -104,7 +104,16 @@ def _add_serve(commands: Commands) -> None:
         "--app",
         metavar="MODULE:ATTRIBUTE",
         help="serve a pair of registries (frontend, backend) made in Python, or a function that"
-        " returns one, in place of the [services] of the file",
+        " returns one, in place of the [services] of the file; a function with a parameter is"
+        " given the settings",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting of the fixed sections, before those of environment and file, such as"
+        " frontend.port=8080; may stand several times",
     )
     parser.add_argument(
         "--workers",
@@ -154,7 +163,7 @@ def _serve(options: argparse.Namespace) -> int:
     from syncserver import app  # noqa: PLC0415  # --help does not wait for Tornado
 
     _log_to_stderr(options.log_level)
-    config = load(options.config, os.environ, app.KNOWN)
+    config = load(options.config, os.environ, app.KNOWN, assignments=options.set)
     try:
         return app.run(config, application=options.app, workers=options.workers)
     except Unavailable as error:

@@ -133,6 +133,8 @@ def default_services() -> Mapping[str, ServiceConfig]:
 class Config:
     """Everything that was set; ``source`` is the file it came from, if one was read.
 
+    ``given`` are the sections, and the settings outside of one, that were set at all.
+
     ``engine`` is ``memory`` or a URL, which may hold a password: show ``shown_engine``.
     """
 
@@ -144,6 +146,7 @@ class Config:
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     services: Mapping[str, ServiceConfig] = field(default_factory=default_services)
     source: str | None = None
+    given: tuple[str, ...] = ()
 
     def model(self, name: str) -> Model:
         """Return what is known of a model, declared or not."""

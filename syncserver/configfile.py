@@ -33,16 +33,23 @@ Door = TypeVar("Door", Frontend, Backend)
 _LARGEST = 2**53
 
 
-def load(path: str | None, environ: Mapping[str, str], known: Known | None = None) -> Config:
+def load(
+    path: str | None,
+    environ: Mapping[str, str],
+    known: Known | None = None,
+    *,
+    assignments: Iterable[str] = (),
+) -> Config:
     """Return the settings of a file (else of SYNCSERVER_CONFIG, else the defaults).
 
-    Variables of the environment named ``SYNCSERVER_SECTION__KEY`` go before the
-    file. Raises ConfigError; may make the file of the daemon's own key.
+    Variables of the environment named ``SYNCSERVER_SECTION__KEY`` go before the file, and
+    ``assignments``, each ``SECTION.KEY=VALUE``, before these. Raises ConfigError; may make the
+    file of the daemon's own key.
     """
     known = known or Known()
     source = path if path is not None else environ.get("SYNCSERVER_CONFIG") or None
     content = {} if source is None else _parsed(source)
-    root = Table(source or "settings", content, override(content, environ))
+    root = Table(source or "settings", content, override(content, environ, assignments))
     root.only(settings_of(Config))
     insecure = root.get("insecure", bool, False)
     frontend = _frontend(root.table("frontend"), insecure)
@@ -54,6 +61,7 @@ def load(path: str | None, environ: Mapping[str, str], known: Known | None = Non
         models=MappingProxyType({name: _model(table) for name, table in root.tables("models")}),
         services=_services(root, known),
         source=source,
+        given=tuple(content),
         # Last, as it may make a file.
         backend=_backend(root.table("backend"), frontend, environ, Path(source or "").parent),
     )

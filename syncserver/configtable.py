@@ -13,6 +13,8 @@ from syncserver.errors import ConfigError
 
 T = TypeVar("T")
 
+# Fields that say where something was found; no file can set them.
+_FOUND = {"source", "given", "key_file"}
 _KINDS = {
     str: "a string",
     bool: "true or false",
@@ -112,4 +114,4 @@ def shown(key: str) -> str:
 
 def settings_of(settings: type) -> list[str]:
     """Return the names that a file may use for the fields of a dataclass."""
-    return [field.name for field in fields(settings) if field.name not in {"source", "key_file"}]
+    return [field.name for field in fields(settings) if field.name not in _FOUND]

@@ -31,6 +31,7 @@ class ServiceRegistry:
         self, services: Iterable[Service] | None = None, *, limits: Limits | None = None
     ) -> None:
         self.limits = limits or Limits()
+        self._has_limits = limits is not None
         self.registered_services: dict[str, Service] = {}
         self.sessions: dict[Session, None] = {}
         self.draining = False
@@ -49,6 +50,11 @@ class ServiceRegistry:
     def unregister_service(self, service: Service) -> None:
         """Let messages name a service no more."""
         del self.registered_services[service.name]
+
+    def assume_limits(self, limits: Limits) -> None:
+        """Take these limits, unless the registry was given some when it was made."""
+        if not self._has_limits:
+            self.limits = limits
 
     async def open(self) -> None:
         """Get all services ready."""

@@ -136,9 +136,14 @@ class Server:
             "services": ", ".join(
                 [*self.frontend.registered_services, *self.backend.registered_services]
             ),
-            "engine": config.shown_engine + _NOTES.get(config.engine, ""),
+            "engine": self._shown_engine(),
         }
         return "\n".join(f"{name} {text}" for name, text in lines.items())
+
+    def _shown_engine(self) -> str:
+        if self._engine is None:
+            return "of the services' own"
+        return self.config.shown_engine + _NOTES.get(self.config.engine, "")
 
     def _open(
         self, name: str, settings: Frontend | Backend, routes: list[Any], idle_seconds: float

@@ -39,7 +39,7 @@ def test_help_lists_the_commands() -> None:
 
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [("serve", ("--config", "--app", "--log-level")), ("client", ("--out",))],
+    [("serve", ("--config", "--app", "--set", "--log-level")), ("client", ("--out",))],
 )
 def test_help_of_a_command_lists_its_flags(
     capsys: pytest.CaptureFixture[str], command: str, flags: tuple[str, ...]

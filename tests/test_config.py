@@ -200,6 +200,36 @@ def test_the_environment_goes_before_the_file(tmp_path: Path, write: Write) -> N
     assert config.limits == Limits(grant_seconds=1.5, ping_seconds=9)
 
 
+def test_an_assignment_goes_before_the_environment_and_the_file(
+    tmp_path: Path, write: Write
+) -> None:
+    path = write("[frontend]\nport = 1\n[backend]\nport = 2\n[limits]\nmax_items = 3")
+    env = environ(tmp_path, SYNCSERVER_FRONTEND__PORT="4", SYNCSERVER_BACKEND__PORT="5")
+    config = load(path, env, assignments=["frontend.port=6", "frontend.allowed_origins="])
+    assert (config.frontend.port, config.backend.port, config.limits.max_items) == (6, 5, 3)
+    assert config.frontend.allowed_origins == ()
+    assert config.given == ("frontend", "backend", "limits")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("frontend.port", ": no value; write SECTION.KEY=VALUE"),
+        ("frontend.prot=1", ': unknown setting; did you mean "frontend.port"?'),
+        ("services.x.type=pubsub", ": unknown setting; known: engine, insecure, frontend.addr"),
+        ("frontend.port=x", ": must be a whole number, not a string"),
+        (f"backend.api_keys={KEY}", ": others see the command line; write env:NAME or file:PATH"),
+        ("engine=redis://:x@h", ": others see the command line; give a password in SYNCSERVER_E"),
+    ],
+)
+def test_a_refused_assignment_is_named(tmp_path: Path, assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, environ(tmp_path), KNOWN, assignments=[assignment])
+    setting = assignment.partition("=")[0]
+    assert str(caught.value).startswith(f"--set {setting}{message}")
+    assert KEY not in str(caught.value)
+
+
 def test_variables_that_docker_and_kubernetes_make_are_let_be(tmp_path: Path) -> None:
     env = environ(tmp_path, SYNCSERVER_PORT="tcp://10.0.0.1:5800", SYNCSERVER_FRONTEND_PORT="x")
     assert load(None, env).frontend == Frontend()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 
 # Fields of the settings that no file can set: they say where something was found.
-NOT_SETTABLE = {(Config, "source"), (Backend, "key_file")}
+NOT_SETTABLE = {(Config, "source"), (Config, "given"), (Backend, "key_file")}
 # What stands for the name of the user's own in a term of the reference.
 OWN_NAMES = {"models": "NAME", "services": "NAME", "dealers": "DEALER"}
 

@@ -48,6 +48,7 @@ STANDS_ON = {
     ("configfile", "keys"),  # and keys from their files
     ("configfile", "overrides"),  # after the environment was laid over it
     ("configtable", "config"),
+    ("overrides", "apikeys"),
     ("overrides", "config"),
     ("overrides", "configtable"),
     ("config", "apikeys"),

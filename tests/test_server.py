@@ -17,11 +17,13 @@ from tornado.httputil import HTTPHeaders
 from tornado.websocket import websocket_connect
 
 from syncserver.app import load_registries
+from syncserver.config import Config, Limits
 from syncserver.dealers import BroadcastDealer
 from syncserver.errors import ConfigError
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Request, RPCService, rpc_command
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
+from tests.conftest import ExpectedLog
 from tests.support.calls import MemoryPeer
 from tests.support.daemon import (
     KEY,
@@ -323,15 +325,37 @@ async def test_an_application_that_is_none_is_refused_with_78(config: str) -> No
 
 
 def test_an_application_is_a_pair_of_registries_or_a_function_that_makes_one() -> None:
-    pair = load_registries(f"{__name__}:PAIR")
-    assert pair == load_registries(f"{__name__}:make_pair") == PAIR
+    pair = load_registries(f"{__name__}:PAIR", Config())
+    assert pair == load_registries(f"{__name__}:make_pair", Config()) == PAIR
     own = __name__
     for reference in ("", ":", own, f"{own}:", f"{own}:absent", "absent:pair", f"{own}:KEY"):
         with pytest.raises(ConfigError, match="--app"):
-            load_registries(reference)
+            load_registries(reference, Config())
     for reference in (f"{own}:make_one", "tests"):
         with pytest.raises(ConfigError, match="--app"):
-            load_registries(reference)
+            load_registries(reference, Config())
+
+
+def test_a_function_of_an_application_may_take_the_settings() -> None:
+    config = Config(limits=Limits(max_items=3), given=("limits", "models"))
+    frontend, backend = load_registries(f"{__name__}:make_with_settings", config)
+    assert frontend.limits.max_items == backend.limits.max_items == 3
+
+
+def test_settings_that_an_application_does_not_use_are_named(expected_log: ExpectedLog) -> None:
+    config = Config(limits=Limits(max_items=3), given=("frontend", "limits", "models"))
+    with expected_log("syncserver.app", "not used of the settings: limits, models "):
+        frontend, backend = load_registries(f"{__name__}:fresh_pair", config)
+    assert frontend.limits == config.limits  # those of connections
+    assert backend.limits.max_items == 7  # its own
+
+
+def fresh_pair() -> tuple[ServiceRegistry, ServiceRegistry]:
+    return ServiceRegistry(), ServiceRegistry(limits=Limits(max_items=7))
+
+
+def make_with_settings(config: Config) -> tuple[ServiceRegistry, ServiceRegistry]:
+    return ServiceRegistry(limits=config.limits), ServiceRegistry(limits=config.limits)
 
 
 PAIR = (ServiceRegistry(), ServiceRegistry())
