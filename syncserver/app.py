@@ -6,14 +6,10 @@ table here; a row is imported only when it is chosen.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import inspect
 import logging
-import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.registry import ServiceRegistry
 from syncserver.server import Registries, Server
-from syncserver.workers import reserved, supervise
 
 logger = logging.getLogger("syncserver.app")
 
@@ -59,12 +54,13 @@ def client_files() -> Mapping[str, Path]:
 
 def make_engine(config: Config) -> Engine:
     """Return the engine that a configuration names."""
-    make, address = _engine_class(config), [config.engine] if ":" in config.engine else []
+    make, address = engine_class(config), [config.engine] if ":" in config.engine else []
     engine: Engine = make(config.limits, *address)
     return engine
 
 
-def _engine_class(config: Config) -> Any:
+def engine_class(config: Config) -> Any:
+    """Return the class of the engine that a configuration names; ConfigError: it is not here."""
     kind = config.engine.partition(":")[0]
     try:
         return _load(ENGINES[kind])
@@ -146,77 +142,6 @@ def _takes_an_argument(function: Callable[..., Any]) -> bool:
     except ValueError:  # it is written in C and does not say
         return False
     return False
-
-
-def run(config: Config, *, application: str | None = None, workers: int = 1) -> int:
-    """Serve until a signal comes; return the exit code of the process.
-
-    The first SIGTERM or SIGINT drains (0), the second ends at once (1). Several workers
-    share the ports, and need engines that they can share.
-    """
-    engine: Engine | None = None
-    if application is not None:
-        sys.path.insert(0, "")
-        registries = load_registries(application, config)
-        services = [one for some in registries for one in some.registered_services.values()]
-        engines = {one.engine for one in services if one.engine is not None}
-        _check_shared(engines, workers)
-        if len(engines) == 1:
-            engine = engines.pop()
-            config = replace(config, engine=type(engine).__name__)  # as it is shown
-    else:
-        _check_shared([_engine_class(config)], workers)
-        registries, engine = build(config)
-    if workers == 1:
-        return asyncio.run(_serve(config, registries, engine))
-    frontend, backend = config.frontend, config.backend
-    with (
-        reserved(frontend.address, frontend.port) as frontend_port,
-        reserved(backend.address, backend.port) as backend_port,
-    ):
-        placed = replace(
-            config,
-            frontend=replace(frontend, port=frontend_port),
-            backend=replace(backend, port=backend_port),
-        )
-        return supervise(
-            workers,
-            lambda number: asyncio.run(_serve(placed, registries, engine, worker=number)),
-        )
-
-
-def _check_shared(engines: Iterable[Engine | type[Engine]], workers: int) -> None:
-    if workers > 1 and not all(engine.shared for engine in engines):
-        raise ConfigError(
-            f"--workers {workers}: this engine serves one process;"
-            ' set engine = "redis://HOST", or leave --workers out'
-        )
-
-
-async def _serve(
-    config: Config, registries: Registries, engine: Engine | None, *, worker: int | None = None
-) -> int:
-    if engine is not None:
-        await engine.open()
-    server = make_server(config, registries, engine, reuse_port=worker is not None)
-    await server.start()
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    if not worker:
-        sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
-        sys.stdout.flush()
-    await signals.get()
-    logger.info("Draining; a second signal ends at once")
-    drain = asyncio.ensure_future(server.drain())
-    second = asyncio.ensure_future(signals.get())
-    await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
-    second.cancel()
-    if drain.done():
-        drain.result()
-        return 0
-    drain.cancel()
-    return 1
 
 
 def _datasync(

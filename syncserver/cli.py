@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import logging
 import os
 import shutil
@@ -160,12 +161,15 @@ def _workers(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from syncserver import app  # noqa: PLC0415  # --help does not wait for Tornado
+    from syncserver import app, running  # noqa: PLC0415  # --help does not wait for Tornado
 
     _log_to_stderr(options.log_level)
-    config = load(options.config, os.environ, app.KNOWN, assignments=options.set)
+    read = functools.partial(
+        load, options.config, dict(os.environ), app.KNOWN, assignments=options.set
+    )
+    config = read()
     try:
-        return app.run(config, application=options.app, workers=options.workers)
+        return running.run(config, application=options.app, workers=options.workers, read=read)
     except Unavailable as error:
         mend = "start it, or change engine"
         return _fail(UNAVAILABLE, f"engine {config.shown_engine}: {error}; {mend}")

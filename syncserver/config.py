@@ -41,6 +41,8 @@ class Frontend:
     address: str = "127.0.0.1"
     port: int = 5800
     allowed_origins: tuple[str, ...] = LOCAL_ORIGINS
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class Backend:
     port: int = 5801
     api_keys: tuple[ApiKey, ...] = ()
     key_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from syncserver.configtable import Table, settings_of, shown
 from syncserver.errors import ConfigError
 from syncserver.keys import ensure_key_file, read_api_keys, read_key_file
 from syncserver.overrides import override
+from syncserver.tls import make_context
 
 Door = TypeVar("Door", Frontend, Backend)
 
@@ -52,7 +53,8 @@ def load(
     root = Table(source or "settings", content, override(content, environ, assignments))
     root.only(settings_of(Config))
     insecure = root.get("insecure", bool, False)
-    frontend = _frontend(root.table("frontend"), insecure)
+    directory = Path(source or "").parent
+    frontend = _frontend(root.table("frontend"), insecure, directory)
     return Config(
         engine=_engine(root, known),
         insecure=insecure,
@@ -63,7 +65,7 @@ def load(
         source=source,
         given=tuple(content),
         # Last, as it may make a file.
-        backend=_backend(root.table("backend"), frontend, environ, Path(source or "").parent),
+        backend=_backend(root.table("backend"), frontend, environ, directory),
     )
 
 
@@ -89,8 +91,8 @@ def _engine(root: Table, known: Known) -> str:
         raise root.error("engine", str(error)) from None
 
 
-def _frontend(table: Table, insecure: bool) -> Frontend:
-    frontend = _door(table, Frontend())
+def _frontend(table: Table, insecure: bool, directory: Path) -> Frontend:
+    frontend = _door(table, Frontend(), directory)
     if "allowed_origins" not in table.content:
         return frontend
     origins = table.each("allowed_origins", lambda text: check_origin(text, insecure=insecure))
@@ -100,7 +102,7 @@ def _frontend(table: Table, insecure: bool) -> Frontend:
 def _backend(
     table: Table, frontend: Frontend, environ: Mapping[str, str], directory: Path
 ) -> Backend:
-    backend = _door(table, Backend())
+    backend = _door(table, Backend(), directory)
     if backend.port and (backend.address, backend.port) == (frontend.address, frontend.port):
         raise table.error("port", "the frontend has the same; give each its own")
     if "api_keys" not in table.content:
@@ -111,13 +113,26 @@ def _backend(
     return replace(backend, api_keys=read_api_keys(table, environ, directory))
 
 
-def _door(table: Table, default: Door) -> Door:
-    """Return ``default`` with the address and port that a table sets."""
+def _door(table: Table, default: Door, directory: Path) -> Door:
+    """Return ``default`` with the address, port and certificate that a table sets."""
     table.only(settings_of(type(default)))
     port = table.get("port", int, default.port)
     if not 0 <= port <= 65535:
         raise table.error("port", "out of range; 1 to 65535, or 0 for any free port")
-    return replace(default, address=table.name("address", default.address), port=port)
+    door = replace(default, address=table.name("address", default.address), port=port)
+    files: dict[str, Any] = {
+        name: str(directory / table.name(name))
+        for name in ("tls_cert", "tls_key")
+        if name in table.content
+    }
+    if files:
+        if "tls_cert" not in files:
+            raise table.error("tls_key", "without tls_cert; name the certificate too")
+        try:
+            make_context(*files.values())
+        except ConfigError as error:
+            raise table.error("tls_cert", str(error)) from error
+    return replace(door, **files)
 
 
 def _limits(table: Table) -> Limits:

