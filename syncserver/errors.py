@@ -91,6 +91,16 @@ class NoSuchSubscription(RPCError):
         super().__init__("No such subscription")
 
 
+class NoSuchTicket(RPCError):
+    """The name of a stream was used before, expired, or never was one."""
+
+    code = "no_such_stream"
+    http_status = 404
+
+    def __init__(self) -> None:
+        super().__init__("No such stream; ask for another")
+
+
 class AlreadyAcquired(RPCError):
     """The token was acquired before and cannot be taken over."""
 

@@ -15,6 +15,7 @@ from syncserver.doors import Door
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
 from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
+from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
 from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.protocols.base import Protocol
@@ -178,6 +179,14 @@ class Server:
             )
             for path, protocol in self._protocols.items()
         ]
+        routes.append(
+            EventsHandler.get_route(
+                self.frontend,
+                "/events",
+                allowed_origins=self.config.frontend.allowed_origins,
+                wheel=self._wheel,
+            )
+        )
         for name, path in self._files.items():
             routes.append((f"/{name.replace('.', '[.]')}", ClientFileHandler, {"path": path}))
         return routes

@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("filters", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("flusher", "session", "stream", "tasks", "wheel"),
-    ("views", "claims", "peers", "joining", "subscriptions"),
+    ("views", "claims", "peers", "tickets", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
     ("handlers/",),
@@ -64,10 +64,13 @@ STANDS_ON = {
     ("joining", "views"),
     ("subscriptions", "views"),
     ("subscriptions", "peers"),
+    ("tickets", "claims"),  # a token that is taken
     ("subscriptions", "claims"),
     ("subscriptions", "joining"),
     ("handlers.websocket", "handlers.frames"),
     ("handlers.websocket", "handlers.outlet"),  # a handler receives, its outlet sends
+    ("handlers.events", "handlers.eventstream"),  # a handler opens, its stream sends
+    ("protocols.events", "protocols.native"),  # the same messages, framed otherwise
     ("engines.redis", "engines.redis_appends"),
     ("engines.redis", "engines.redis_link"),
     ("engines.redis", "engines.redis_reader"),

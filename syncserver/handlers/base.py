@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from tornado.httputil import HTTPServerRequest
+
 _ANY_PORT = ":*"
 
 
@@ -21,6 +23,19 @@ def origin_allowed(origin: str, allowed: Iterable[str]) -> bool:
         if entry.endswith(_ANY_PORT) and _without_port(origin) == entry.removesuffix(_ANY_PORT):
             return True
     return False
+
+
+def may_ask(request: HTTPServerRequest, allowed: Iterable[str] | None) -> bool:
+    """Tell whether whoever made a request may: no browser, or a page of an allowed origin.
+
+    Without a list it is pages of the very host that was asked.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return True
+    if allowed is None:
+        return urlsplit(origin.lower()).netloc == request.headers.get("Host", "").lower()
+    return origin_allowed(origin, allowed)
 
 
 def _without_port(origin: str) -> str:

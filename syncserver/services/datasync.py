@@ -14,7 +14,7 @@ from syncserver.dealers.base import Dealer
 from syncserver.delta import Delta, InvalidDelta
 from syncserver.engines.base import Engine, Grant
 from syncserver.engines.memory import MemoryEngine
-from syncserver.errors import InvalidQuery, RefetchReason, RPCError
+from syncserver.errors import InvalidQuery, NoSuchSubscription, RefetchReason, RPCError
 from syncserver.grants import GrantBody, ItemSpec, new_token
 from syncserver.position import Position
 from syncserver.protocols.base import Acquired
@@ -22,6 +22,7 @@ from syncserver.reorder import Reorder
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Client, Session
 from syncserver.subscriptions import Subscriptions
+from syncserver.tickets import Tickets
 from syncserver.views import Views
 
 __all__ = ["DataSyncBackend", "DataSyncService"]
@@ -57,6 +58,7 @@ class DataSyncService(RPCService):
         self.subscriptions = Subscriptions(
             name, self.views, self.engine, self.limits, settle=reorder.settle
         )
+        self.tickets = Tickets(name, self.engine, self.limits)
         for dealer in dealers:
             self.register_dealer(dealer)
 
@@ -74,9 +76,9 @@ class DataSyncService(RPCService):
     @rpc_command
     async def acquireSubscription(self, req: Request, token: Any, position: Any = _PLAIN) -> None:
         """Make a granted subscription live on this session."""
-        _check_token(token)
+        check_token(token)
         session, resumable = session_of(req), position is not _PLAIN
-        start = _parse_position(position) if resumable else None
+        start = parse_position(position) if resumable else None
         reached = await self.subscriptions.acquire(session, token, start, resumable=resumable)
         held = self.subscriptions.peers.get(session).subscriptions[token]
         views = tuple((view.model, view.tag) for view in held.views)
@@ -86,7 +88,7 @@ class DataSyncService(RPCService):
     @rpc_command
     async def cancelSubscription(self, req: Request, token: Any) -> None:
         """End a subscription of this session."""
-        _check_token(token)
+        check_token(token)
         await self.subscriptions.cancel(session_of(req), token)
 
     def client_disconnected(self, client: Client) -> None:
@@ -130,7 +132,7 @@ class DataSyncBackend(RPCService):
     @operation("revoke")
     async def revokeSubscription(self, req: Request, token: Any) -> bool:
         """End a subscription wherever it is."""
-        _check_token(token)
+        check_token(token)
         return await self._engine.revoke_grant(token, self._limits.resume_seconds)
 
     @rpc_command
@@ -219,7 +221,8 @@ def _parse_item(item: Any, index: int) -> ItemSpec:
     return ItemSpec(item["dealer"], item["query"], tag)
 
 
-def _parse_position(position: Any) -> Position | None:
+def parse_position(position: Any) -> Position | None:
+    """Read the position that a client gives; RPCError if it is none."""
     if position is None:
         return None
     try:
@@ -229,9 +232,12 @@ def _parse_position(position: Any) -> Position | None:
         raise RPCError(text, code="invalid_position", field="position") from None
 
 
-def _check_token(token: Any) -> None:
+def check_token(token: Any) -> None:
+    """Raise RPCError on what cannot be a token."""
     if not isinstance(token, str):
         raise RPCError("token must be string", code="invalid_token", field="token")
+    if ":" in token:  # the engine keeps tickets there
+        raise NoSuchSubscription
 
 
 def _id(_model: str) -> str:

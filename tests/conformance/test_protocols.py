@@ -34,24 +34,68 @@ from syncserver.protocols.base import (
     RefetchNotice,
     Reply,
 )
+from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from tests.support.calls import MemoryPeer, backend_call, turns
 from tests.support.toy import ToyProtocol
 
+Seen = tuple[str, str | None, Any]
+"""A change as a client reads it: its native kind, the tag, the row."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """A protocol, and how the JSON in what it writes is found."""
+    """A protocol, and how the JSON in what it writes is found.
+
+    :param acquire: what a client sends to acquire a token.
+    :param seen: the change that a text tells, if it tells one.
+    :param is_native: whether it carries whole native envelopes.
+    :param untold: the events that its clients have no word for.
+    """
 
     make: Callable[[], Protocol]
+    acquire: Callable[[str], str]
+    seen: Callable[[Any], Seen | None]
     read: Callable[[bytes], Any] = json.loads
+    is_native: bool = False
+    untold: frozenset[str] = frozenset()
+
+
+def native_acquire(token: str) -> str:
+    call = {"command": "acquireSubscription", "params": {"token": token, "position": None}}
+    return json.dumps({"service": "datasync", "message": {**call, "callId": token}})
+
+
+def native_change(message: Any) -> Seen | None:
+    if message["type"] != "delta":
+        return None
+    delta = message["delta"]
+    row = delta["newData"] if delta["type"] == "update" else delta["data"]
+    return delta["type"], delta.get("tag"), row
+
+
+def event_data(text: bytes) -> Any:
+    [data] = [line for line in text.split(b"\n") if line.startswith(b"data: ")]
+    return json.loads(data[6:])
 
 
 PROTOCOLS = {
-    "native": Row(NativeProtocol),
-    "toy": Row(ToyProtocol, lambda text: json.loads(text.partition(b"|")[2])),
+    "native": Row(
+        NativeProtocol,
+        native_acquire,
+        lambda envelope: native_change(envelope["message"]),
+        is_native=True,
+    ),
+    "toy": Row(
+        ToyProtocol,
+        native_acquire,
+        lambda envelope: native_change(envelope["message"]),
+        lambda text: json.loads(text.partition(b"|")[2]),
+        is_native=True,
+    ),
+    "events": Row(EventsProtocol, native_acquire, native_change, event_data),
 }
 
 every_protocol = pytest.mark.parametrize("name", PROTOCOLS)
@@ -139,7 +183,7 @@ def test_every_event_is_told_in_text(name: str, kind: str) -> None:
         assert isinstance(text, bytes)
         text.decode()
         row.read(text)
-    assert texts
+    assert bool(texts) == (kind not in row.untold)
 
 
 @pytest.mark.core
@@ -251,8 +295,8 @@ def anonymous(message: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
     return copy
 
 
-@every_protocol
-async def test_a_session_is_told_the_same_over_every_protocol(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, row in PROTOCOLS.items() if row.is_native])
+async def test_a_session_is_told_the_same_over_every_native_protocol(name: str) -> None:
     told = await play(PROTOCOLS[name].make)
     assert told == await play(NativeProtocol)
     kinds = [message["type"] for message in told]
@@ -263,3 +307,42 @@ async def test_a_session_is_told_the_same_over_every_protocol(name: str) -> None
     ]  # fmt: skip
     deltas = [(m["delta"]["tag"], m["delta"]["type"]) for m in told if m["type"] == "delta"]
     assert deltas[:3] == [("list", "insert"), ("list", "update"), ("some", "insert")]
+
+
+async def changes(row: Row) -> list[Seen]:
+    """Return what a client sees of a row that comes, moves between two tags, and goes."""
+    dealers = [KeyedDealer(name="ByList", model="Row", key="list")]
+    service = DataSyncService("datasync", [*dealers, FilterDealer(name="Some", model="Row")])
+    frontend = ServiceRegistry([service])
+    backend = ServiceRegistry([DataSyncBackend("backend", service)])
+    items = [
+        {"dealer": "ByList", "query": 1, "tag": "list"},
+        {"dealer": "Some", "query": [">", "n", 5], "tag": "some"},
+        {"dealer": "Some", "query": ["<", "n", 2]},
+    ]
+    token = (await backend_call(backend, "backend", "authorizeSubscription", items=items))["data"]
+    batches = [[change(None, 3), change(3, 8)], [change(8, 1)], [change(1, 7), change(7, None)]]
+    peer = MemoryPeer(frontend, row.make)
+    for batch in batches:
+        await backend_call(backend, "backend", "publishDeltas", deltas=batch)
+        if batch is batches[0]:
+            peer.session.receive(row.acquire(token))
+        await turns()
+    seen = [row.seen(row.read(text)) for text in peer.texts]
+    peer.session.connection_lost()
+    await turns()
+    await service.close()
+    await service.engine.close()
+    return [one for one in seen if one is not None]
+
+
+@every_protocol
+async def test_a_client_sees_the_same_changes_over_every_protocol(name: str) -> None:
+    seen: dict[str | None, list[tuple[str, int]]] = {}
+    for kind, tag, row in await changes(PROTOCOLS[name]):
+        seen.setdefault(tag, []).append((kind, row["n"]))
+    assert seen == {  # in an entry order is kept for each view
+        "list": [("insert", 3), ("update", 8), ("update", 1), ("update", 7), ("delete", 7)],
+        "some": [("insert", 8), ("delete", 8), ("insert", 7), ("delete", 7)],
+        None: [("insert", 1), ("delete", 1)],
+    }

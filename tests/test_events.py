@@ -1,0 +1,435 @@
+"""Server-sent events: one stream, what opens it, what brings it back, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+
+from syncserver.errors import Unavailable
+from tests.support.daemon import Daemon, serving, settings, until
+from tests.support.events import Source, source
+
+ALL = ("AllTasks", None)
+PAGE = "https://app.example.org"
+
+
+def insert(number: int, **more: Any) -> dict[str, Any]:
+    return {"type": "insert", "model": "Task", "data": {"id": number, **more}}
+
+
+async def fetch(
+    daemon: Daemon,
+    body: Any = None,
+    *,
+    method: str = "POST",
+    headers: Mapping[str, str] | None = None,
+    path: str = "/events",
+) -> HTTPResponse:
+    """Ask the frontend for something that is no stream."""
+    client = AsyncHTTPClient(force_instance=True)
+    try:
+        return await client.fetch(
+            HTTPRequest(
+                f"http://127.0.0.1:{daemon.server.frontend_port}{path}",
+                method=method,
+                body=json.dumps(body) if method == "POST" else None,
+                headers={"Content-Type": "application/json", **(headers or {})},
+            ),
+            raise_error=False,
+        )
+    finally:
+        client.close()
+
+
+async def open_name(daemon: Daemon, token: str, position: str | None = None) -> str:
+    """Return the name of a stream."""
+    response = await fetch(daemon, {"token": token, "position": position})
+    assert response.code == 200, response.body
+    name: str = json.loads(response.body)["stream"]
+    return name
+
+
+def opened(daemon: Daemon, name: str, last_id: str = "", **options: Any) -> Any:
+    return source(daemon.server.frontend_port, name, last_id, **options)
+
+
+async def ids_of(stream: Source, count: int) -> list[int]:
+    """Return the ids of the next rows, positions aside."""
+    found: list[int] = []
+    while len(found) < count:
+        event = await stream.event()
+        if event.type == "delta":
+            found.append(event.data["delta"]["data"]["id"])
+    return found
+
+
+async def test_a_stream_tells_what_came_since_the_token_and_what_comes() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        await daemon.publish(insert(1), insert(2))
+        name = await open_name(daemon, token)
+        assert token not in name
+        async with opened(daemon, name) as stream:
+            assert stream.status == 200
+            assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+            assert stream.headers["cache-control"] == "no-store, no-transform"
+            assert stream.headers["x-accel-buffering"] == "no"
+            assert "content-encoding" not in stream.headers
+            first, second, third = await stream.until("position")
+            assert first.data == {"type": "delta", "delta": insert(1)}
+            assert (second.type, second.data["delta"]) == ("delta", insert(2))
+            assert third.data["type"] == "position"
+            await daemon.publish(insert(3))
+            delta, position = await stream.until("position")
+            assert delta.data["delta"] == insert(3)
+            assert position.data["position"] != third.data["position"]
+            assert stream.retry >= 1000
+
+
+async def test_an_id_stands_at_positions_alone_and_names_position_and_token() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        async with opened(daemon, await open_name(daemon, token)) as stream:
+            [start] = await stream.until("position")
+            assert start.id == f"{start.data['position']}/{token}"
+            await daemon.publish(insert(1), insert(2))
+            one, two, end = await stream.until("position")
+            assert one.id == two.id == start.id, "inside the batch it is that of before"
+            assert end.id == f"{end.data['position']}/{token}"
+
+
+async def test_who_comes_again_with_the_last_id_gets_the_rest_and_nothing_twice() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+            await daemon.publish(insert(1))
+            await stream.until("position")
+            last = stream.last_id
+        await daemon.publish(insert(2), insert(3))
+        async with opened(daemon, name, last) as again:
+            assert await ids_of(again, 2) == [2, 3]
+            await daemon.publish(insert(4))
+            assert await ids_of(again, 1) == [4]
+
+
+async def test_who_was_cut_before_the_first_position_begins_anew() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        await daemon.publish(insert(1))
+        name = await open_name(daemon, token)
+        async with opened(daemon, name, "/" + token) as again:
+            assert await ids_of(again, 1) == [1]
+
+
+async def test_a_name_opens_a_stream_once() -> None:
+    async with serving() as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+            async with opened(daemon, name) as thief:
+                assert thief.status == 404
+                assert (await thief.body())["code"] == "no_such_stream"
+            await daemon.publish(insert(1))
+            assert await ids_of(stream, 1) == [1], "the first is not disturbed"
+
+
+@pytest.mark.parametrize("stream", ["", "datasync", "datasync.", "datasync.x", "nobody.x", "a.b.c"])
+async def test_what_is_no_name_of_a_stream_is_404(stream: str) -> None:
+    async with serving() as daemon, opened(daemon, stream) as refused:
+        assert refused.status == 404
+        assert await refused.body() == {
+            "type": "error", "code": "no_such_stream", "message": "No such stream; ask for another",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("last", ["x", "a.1.b", "a.1.b/", "a.1.b/t/u", "A B/t"])
+async def test_an_id_that_no_daemon_gave_is_404(last: str) -> None:
+    async with serving() as daemon, opened(daemon, "datasync.x", last) as refused:
+        assert refused.status == 404
+
+
+async def test_a_name_that_is_guessed_at_opens_nothing_and_is_spent() -> None:
+    async with serving() as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        for guess in (name[:-1] + "!", name):
+            async with opened(daemon, guess) as refused:
+                assert refused.status == 404
+
+
+async def test_a_token_has_one_name_the_latest() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        first, second = await open_name(daemon, token), await open_name(daemon, token)
+        async with opened(daemon, second) as stream:
+            await stream.until("position")
+        async with opened(daemon, first) as refused:
+            assert refused.status == 404
+
+
+async def test_a_name_is_no_token() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        peer = await daemon.connect()
+        secret = name.partition(".")[2]
+        for guess in (name, secret, f"ticket:{secret}", f"ticket:{secret[:16]}"):
+            answer = await peer.call("datasync", "acquireSubscription", token=guess, position=None)
+            assert answer["code"] == "no_such_subscription"
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"token": "unknown"}, 200, "no_such_subscription"),
+        ({"token": 5}, 200, "invalid_token"),
+        ({}, 200, "invalid_token"),
+        ({"token": "t", "position": "x"}, 200, "invalid_position"),
+        ({"token": "t", "service": "nobody"}, 404, "no_such_stream"),
+        ({"token": "t", "service": "pubsub"}, 404, "no_such_stream"),
+        ({"token": "t", "service": 5}, 400, "malformed"),
+        ({"token": "t", "more": 1}, 400, "malformed"),
+        ([], 400, "malformed"),
+        ({"token": "t" * 70_000}, 413, "too_large"),
+    ],
+)
+async def test_a_post_that_asks_for_no_stream_is_told_why(
+    body: Any, status: int, code: str
+) -> None:
+    async with serving() as daemon:
+        response = await fetch(daemon, body)
+        assert response.code == status
+        answer = json.loads(response.body)
+        assert (answer["type"], answer["code"]) == ("error", code)
+
+
+async def test_a_post_hears_at_once_that_its_rows_are_to_be_fetched_again() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        await daemon.post("datasync_backend", "revokeSubscription", token=token)
+        answer = json.loads((await fetch(daemon, {"token": token})).body)
+        assert (answer["code"], answer["reason"]) == ("refetch", "revoked")
+
+
+async def test_a_post_that_is_no_json_is_refused() -> None:
+    async with serving() as daemon:
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert (await fetch(daemon, {"token": "t"}, headers=form)).code == 415
+
+
+# Origins.
+
+
+async def test_pages_of_other_origins_are_refused_and_those_of_the_list_may_read() -> None:
+    async with serving(config=settings(origins=[PAGE])) as daemon:
+        token = await daemon.authorize(ALL)
+        for method in ("POST", "OPTIONS"):
+            foreign = await fetch(
+                daemon, {"token": token}, method=method, headers={"Origin": "https://evil.example"}
+            )
+            assert foreign.code == 403
+            assert "Access-Control-Allow-Origin" not in foreign.headers
+        asked = await fetch(daemon, method="OPTIONS", headers={"Origin": PAGE})
+        assert asked.code == 204
+        assert asked.headers["Access-Control-Allow-Origin"] == PAGE
+        assert "POST" in asked.headers["Access-Control-Allow-Methods"]
+        assert asked.headers["Access-Control-Allow-Headers"] == "Content-Type"
+        posted = await fetch(daemon, {"token": token}, headers={"Origin": PAGE})
+        assert posted.headers["Access-Control-Allow-Origin"] == PAGE
+        assert posted.headers["Vary"] == "Origin"
+        name = json.loads(posted.body)["stream"]
+        async with opened(daemon, name, headers={"Origin": "https://evil.example"}) as refused:
+            assert refused.status == 403
+        async with opened(daemon, name, headers={"Origin": PAGE}) as stream:
+            assert stream.headers["access-control-allow-origin"] == PAGE
+            await stream.until("position")
+
+
+# How it ends.
+
+
+async def test_a_revoked_stream_says_so_and_ends_and_cannot_come_again() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+            await daemon.post("datasync_backend", "revokeSubscription", token=token)
+            [told] = await stream.end()
+            notice = {"type": "refetch", "token": token, "reason": "revoked"}
+            assert (told.type, told.data, told.id) == ("refetch", notice, "")
+        async with opened(daemon, name, stream.last_id) as again:
+            assert again.status == 404, "a browser asks no more then"
+
+
+async def test_who_comes_back_too_late_is_told_to_fetch_again() -> None:
+    async with serving(retention_entries=2) as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+            last = stream.last_id
+        for number in range(5):
+            await daemon.publish(insert(number))
+        daemon.server._engine.sweep()  # type: ignore[union-attr]  # the memory engine's
+        await until(lambda: not daemon.frontend.sockets)
+        subscriptions = daemon.frontend.registered_services["datasync"].subscriptions  # type: ignore[attr-defined]
+        subscriptions.stream._tail.clear()
+        async with opened(daemon, name, last) as again:
+            [told] = await again.end()
+            assert (told.type, told.data["reason"]) == ("refetch", "trimmed")
+
+
+async def test_another_stream_of_the_token_ends_the_first() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        async with opened(daemon, await open_name(daemon, token)) as first:
+            await first.until("position")
+            async with opened(daemon, await open_name(daemon, token)) as second:
+                await second.until("position")
+                [told] = await first.end()
+                assert (told.type, told.data["reason"]) == ("ended", "taken_over")
+
+
+async def test_a_token_that_was_acquired_for_good_gives_no_stream() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        peer = await daemon.connect()
+        await peer.call("datasync", "acquireSubscription", token=token)
+        answer = json.loads((await fetch(daemon, {"token": token})).body)
+        assert answer["code"] == "already_acquired"
+
+
+async def test_a_refusal_is_an_event_whose_name_is_not_the_browsers_own() -> None:
+    async with serving() as daemon:
+        async with opened(daemon, "datasync.x", "/nosuchtoken") as stream:
+            [told] = await stream.end()
+        assert (told.type, told.data["code"], told.id) == ("refused", "no_such_subscription", "")
+
+
+async def test_a_daemon_that_drains_sends_its_streams_elsewhere() -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+            drain = asyncio.ensure_future(daemon.server.drain())
+            assert await stream.end() == []
+            assert stream.last_id.endswith(token), "it may come again"
+            assert stream.retry < 1000
+            await drain
+
+
+async def test_who_comes_while_it_drains_is_asked_to_come_again() -> None:
+    async with serving() as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        daemon.frontend.draining = True
+        async with opened(daemon, name) as stream:
+            assert stream.status == 200, "anything else and a browser gives up"
+            assert await stream.end() == []
+            assert stream.retry == 1000
+        assert (await fetch(daemon, {"token": "t"})).code == 503
+        daemon.frontend.draining = False
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+
+
+async def test_a_log_out_of_reach_ends_the_stream_which_comes_again(monkeypatch: Any) -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        service = daemon.frontend.registered_services["datasync"]
+        take = service.engine.take_grant  # type: ignore[union-attr]
+
+        async def fail(*args: Any, **kwargs: Any) -> None:
+            raise Unavailable
+
+        monkeypatch.setattr(service.engine, "take_grant", fail)
+        async with opened(daemon, name) as refused:
+            assert refused.status == 503
+        async with opened(daemon, name, f"/{token}") as stream:
+            await stream.end()
+            assert stream.last_id == f"/{token}"
+        assert (await fetch(daemon, {"token": token})).code == 503
+        monkeypatch.setattr(service.engine, "take_grant", take)
+        async with opened(daemon, name, stream.last_id) as stream:
+            await stream.until("position")
+
+
+async def test_a_slow_reader_is_cut_off_alone_and_may_resume() -> None:
+    limits = {"max_outbox_bytes": 50_000, "max_send_buffer_bytes": 4_096}
+    async with serving(**limits) as daemon:
+        slow_token, token = await daemon.authorize(ALL), await daemon.authorize(ALL)
+        name = await open_name(daemon, slow_token)
+        quick_name = await open_name(daemon, token)
+        async with (
+            opened(daemon, name, buffer=4_096) as slow,
+            opened(daemon, quick_name) as quick,
+        ):
+            await slow.until("position")
+            await quick.until("position")
+            last = slow.last_id
+            count = 0
+            while daemon.frontend.sockets == 2:
+                await daemon.publish(insert(count, text="x" * 10_000))
+                count += 1
+                assert await ids_of(quick, 1) == [count - 1]
+        async with opened(daemon, name, last) as again:
+            assert await ids_of(again, count) == list(range(count))
+
+
+async def test_a_peer_that_takes_nothing_from_one_comment_to_the_next_is_cut_off() -> None:
+    limits = {"max_send_buffer_bytes": 4_096, "ping_seconds": 0.2}
+    async with serving(**limits) as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        async with opened(daemon, name, buffer=4_096) as stream:
+            await stream.until("position")
+            await daemon.publish(*[insert(n, text="x" * 10_000) for n in range(60)])
+            await until(lambda: not daemon.frontend.sockets)
+
+
+async def test_comments_keep_a_quiet_stream_alive() -> None:
+    async with serving(ping_seconds=0.05) as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        async with opened(daemon, name) as stream:
+            await stream.until("position")
+            while stream.comments < 2:
+                await asyncio.sleep(0.2)
+                await daemon.publish(insert(1))
+                await stream.until("position")
+
+
+async def test_an_old_proxy_gets_a_stream_without_chunks() -> None:
+    async with serving() as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        async with opened(daemon, name, version="1.0") as stream:
+            assert "transfer-encoding" not in stream.headers
+            await stream.until("position")
+            await daemon.publish(insert(1))
+            assert await ids_of(stream, 1) == [1]
+
+
+async def test_the_log_has_neither_tokens_nor_what_opens_a_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with serving() as daemon:
+            token = await daemon.authorize(ALL)
+            name = await open_name(daemon, token)
+            for last in ("", f"/{token}"):
+                async with opened(daemon, name, last) as stream:
+                    await stream.until("position")
+            async with opened(daemon, name):
+                pass
+    assert "/events" in caplog.text
+    assert token not in caplog.text
+    assert name.partition(".")[2][16:] not in caplog.text
