@@ -19,7 +19,7 @@ help:
 	@echo 'make lint   ruff'
 	@echo 'make types  mypy'
 	@echo 'make docs   the documentation, in docs/_build/html'
-	@echo 'make bench  what the engines cost, as ratios'
+	@echo 'make bench  syncserver beside other servers, as ratios'
 	@echo 'make wheel  build the wheels and try them in an empty environment'
 	@echo 'make venv   only set up .venv, with everything'
 	@echo 'make clean  remove what make has made'
@@ -41,7 +41,7 @@ docs: $(VENV)/.test
 	@echo 'docs/_build/html/index.html'
 
 bench: $(VENV)/.test
-	@$(BIN)/python -m bench.engines $(ARGS)
+	@$(BIN)/python -m bench $(ARGS)
 
 wheel: $(VENV)/.test
 	@$(BIN)/python tools/check_wheels.py

@@ -1,0 +1,152 @@
+"""Fan-out: one delta to everybody; alone, sixteen at once, as fast as it can, and at a pace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from bench.figures import merged, quantiles
+from bench.load import Answer
+from bench.peers import Peer, Row, now_micros, publish, row
+from bench.stage import Stage, settle
+
+SCENARIO = "fan-out"
+JOINED = 16
+PER_SECOND = 20
+WAIT_SECONDS = 10
+MOST_POSTS = 2000
+# A server that needs more than this share of a core for the pace is not asked to keep it.
+BUSY = 0.85
+
+ALONE = "one by one"
+SIXTEEN = f"{JOINED} at once"
+BURST = "burst"
+PACED = f"{PER_SECOND} a second"
+Metrics = Mapping[str, float]
+
+
+def case(clients: int, mode: str) -> str:
+    """Return the name of one load."""
+    return f"N={clients} {mode}"
+
+
+def run(stage: Stage) -> None:
+    """Measure all servers with each number of clients."""
+    for clients in stage.plan.fan_out:
+        with stage.all(clients) as peers:
+            costs: dict[str, float] = {}
+
+            def paced(peer: Peer, costs: Mapping[str, float] = costs) -> Metrics:
+                return _paced_if_it_can(stage, peer, costs)
+
+            modes: dict[str, Callable[[Peer], Metrics]] = {
+                ALONE: lambda peer: one_by_one(peer, 1, stage.plan.seconds),
+                SIXTEEN: lambda peer: one_by_one(peer, JOINED, stage.plan.seconds),
+                BURST: lambda peer: burst(peer, stage.plan.seconds),
+            }
+            if clients == stage.plan.paced:
+                modes[PACED] = paced
+            for _ in stage.rounds(f"{SCENARIO} N={clients:,}"):
+                for mode, measure in modes.items():
+                    for peer in peers:
+                        metrics = measure(peer)
+                        stage.figures.add(SCENARIO, case(clients, mode), peer.name, **metrics)
+                        if mode == ALONE:
+                            costs[peer.name] = metrics["cpu_us"]
+
+
+def one_by_one(
+    peer: Peer, at_once: int, seconds: float, make: Callable[[int, int], Row] = row
+) -> Metrics:
+    """Publish when everybody has what was published before.
+
+    :param make: makes a row from a number and the time.
+    """
+    with peer.poster() as poster:
+
+        def step(number: int) -> Answer:
+            sent = now_micros()
+            rows = [make(number, sent) for _ in range(at_once)]
+            publish(peer, poster, rows)
+            return peer.generator.wait(peer.clients * at_once, WAIT_SECONDS)
+
+        step(0)
+        began = time.monotonic()
+        step(0)
+        count = _posts(seconds, time.monotonic() - began)
+        before = peer.server.cpu_micros()
+        answers = [step(number) for number in range(count)]
+        used = peer.server.cpu_micros() - before
+    return _metrics(used, answers, count * at_once * peer.clients)
+
+
+def burst(peer: Peer, seconds: float) -> Metrics:
+    """Publish one after the other as fast as POSTs are answered, then wait for all."""
+    with peer.poster() as poster:
+
+        def post(number: int) -> None:
+            publish(peer, poster, [row(number, now_micros())])
+
+        began = time.monotonic()
+        post(0)
+        peer.generator.wait(peer.clients, WAIT_SECONDS)
+        count = _posts(seconds, time.monotonic() - began)
+        before = peer.server.cpu_micros()
+        for number in range(count):
+            post(number)
+        answer = peer.generator.wait(count * peer.clients, WAIT_SECONDS + seconds)
+        used = peer.server.cpu_micros() - before
+    return _metrics(used, [answer], count * peer.clients)
+
+
+def paced(
+    peer: Peer,
+    seconds: float,
+    make: Callable[[int, int], Row] = row,
+    reached: Callable[[int], int] | None = None,
+) -> tuple[Metrics, Answer]:
+    """Publish at a pace; latency counts from when a delta was due, not from when it was sent.
+
+    :param make: makes the row from a number and the time.
+    :param reached: tells from the number how many clients get it; all, if not given.
+    """
+    count = int(seconds * PER_SECOND)
+    expected = sum(reached(n) if reached else peer.clients for n in range(count))
+    with peer.poster() as poster:
+        before, start = peer.server.cpu_micros(), now_micros() + 20_000
+        for number in range(count):
+            due = start + number * 1_000_000 // PER_SECOND
+            time.sleep(max(0, due - now_micros()) / 1_000_000)
+            publish(peer, poster, [make(number, due)])
+        answer = peer.generator.wait(expected, WAIT_SECONDS)
+        used = peer.server.cpu_micros() - before
+    return _metrics(used, [answer], expected), answer
+
+
+def _paced_if_it_can(stage: Stage, peer: Peer, costs: Mapping[str, float]) -> Metrics:
+    share = costs[peer.name] * peer.clients * PER_SECOND / 1_000_000
+    if share > BUSY:
+        stage.figures.note(
+            f"{peer.name}: not paced; {PER_SECOND} a second to {peer.clients:,} clients"
+            " is more than it can send."
+        )
+        return {}
+    metrics, answer = paced(peer, stage.plan.paced_seconds)
+    settle(peer.server)
+    last = merged([[(micros, 1) for _, micros in answer.last]])
+    return {**metrics, "last_p50_ms": quantiles(last)["p50_ms"]}
+
+
+def _posts(seconds: float, each: float) -> int:
+    return max(3, min(MOST_POSTS, int(seconds / each)))
+
+
+def _metrics(used: float, answers: Iterable[Answer], expected: int) -> Metrics:
+    answers = list(answers)
+    frames = sum(answer.frames for answer in answers)
+    latencies = merged(answer.latency for answer in answers)
+    return {
+        "cpu_us": used / max(frames, 1),
+        **quantiles(latencies),
+        "delivered": frames / expected,
+    }
