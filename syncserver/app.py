@@ -177,7 +177,11 @@ def _dealer(name: str, settings: DealerConfig, config: Config) -> Dealer:
         options["key"] = settings.key
     if settings.type == "filter":
         limits = config.limits
-        options |= {"max_nodes": limits.max_filter_nodes, "max_depth": limits.max_filter_depth}
+        options |= {
+            "max_nodes": limits.max_filter_nodes,
+            "max_depth": limits.max_filter_depth,
+            "max_linear": limits.max_linear_filters,
+        }
     dealer: Dealer = _load(DEALERS[settings.type])(**options)
     return dealer
 

@@ -116,6 +116,7 @@ class Limits:
     max_subscriptions: int = 128
     max_filter_nodes: int = 64
     max_filter_depth: int = 8
+    max_linear_filters: int = 10_000
 
 
 def default_services() -> Mapping[str, ServiceConfig]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from syncserver.config import Limits
 from syncserver.dealers import (
     BroadcastDealer,
     Dealer,
@@ -13,6 +14,7 @@ from syncserver.dealers import (
     SimpleDealer,
     SubscriptionItem,
 )
+from syncserver.dealers.index import TooManyLinear
 from syncserver.delta import Delta, Row
 from syncserver.errors import InvalidQuery
 
@@ -258,26 +260,31 @@ def test_a_filter_dealer_shows_a_row_to_the_filters_that_it_passes() -> None:
 
 def test_only_filters_of_the_same_value_are_looked_at() -> None:
     dealer = FilterDealer(model="Task")
-    looked_at: list[int] = []
     for owner in range(50):
-        item = SubscriptionItem("F", owner, dealer.parse_query(["==", "owner", owner]))
-        item.parsed = Spy(item.parsed.anchor, owner, looked_at)
-        dealer.add_subscription_item(item)
-    assert len(list(dealer.get_subscription_items_for_model({"owner": 7}))) == 1
-    assert looked_at == [7]
+        added(dealer, ["and", ["==", "owner", owner], ["exists", "title"]])
+    assert seen_by(dealer, {"owner": 7}) == set()
+    assert dealer.index.examined == 1
 
 
-class Spy:
-    """Stands for a filter that notes when it is evaluated."""
+def test_filters_that_cannot_be_narrowed_are_taken_up_to_a_limit() -> None:
+    dealer = FilterDealer(model="Task", max_linear=2)
+    kept = [added(dealer, ["and", ["!=", "a", n], ["!=", "b", n]]) for n in range(2)]
+    again = added(dealer, ["and", ["!=", "b", 0], ["!=", "a", 0]])
+    with pytest.raises(TooManyLinear, match="there are 2") as caught:
+        added(dealer, ["or", ["==", "a", 1], ["exists", "b"]])
+    assert (caught.value.code, caught.value.field) == ("linear_filter_limit", "query")
+    added(dealer, ["!=", "a", 7])  # fails for one value alone, so it costs what it matches
+    added(dealer, ["and", ["!=", "a", 7], ["==", "b", 7]])
+    dealer.remove_subscription_item(again)
+    with pytest.raises(TooManyLinear):
+        added(dealer, ["not", ["in", "a", [1, 2]]])
+    dealer.remove_subscription_item(kept[0])
+    added(dealer, ["not", ["in", "a", [1, 2]]])
+    assert dealer.index.linear == 2
 
-    def __init__(self, anchor: Any, number: int, looked_at: list[int]) -> None:
-        self.anchor = anchor
-        self.number = number
-        self.looked_at = looked_at
 
-    def matches(self, _row: Row) -> bool:
-        self.looked_at.append(self.number)
-        return True
+def test_the_default_limit_is_that_of_the_settings() -> None:
+    assert FilterDealer(model="Task").max_linear == Limits().max_linear_filters
 
 
 def test_a_filter_that_no_row_passes_is_added_and_removed_beside_others() -> None:

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "keys",
         "overrides",
     ),
-    ("filters", "entries", "grants", "reorder"),
+    ("comparisons", "filters", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("flusher", "session", "stream", "tasks", "wheel"),
     ("views", "claims", "peers", "tickets", "joining", "subscriptions"),
@@ -57,6 +57,12 @@ STANDS_ON = {
     ("keys", "apikeys"),
     ("keys", "config"),
     ("keys", "configtable"),  # the list of them is checked as all else is
+    ("filters", "comparisons"),  # a filter is made of them
+    ("ways", "comparisons"),
+    ("ways", "filters"),
+    ("dealers.index", "dealers.pins"),
+    ("dealers.pins", "dealers.intervals"),
+    ("dealers.filter", "dealers.index"),
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
     ("session", "flusher"),
     ("peers", "views"),  # a subscription is attached to views

@@ -1,0 +1,152 @@
+"""The index of filters: which of them a row may pass, at a cost that grows with those.
+
+Rules, in the words of ``syncserver.ways``:
+
+* A filter is stored once, however many items have it, and has a *pin* for each of its ways.
+* A *node* holds pins. Each is in a *bucket*: the node's column of one of its terms, under
+  the term's key. Equalities come first, among them the one whose bucket is smallest now;
+  then elements of arrays and parts of strings, then intervals.
+* A bucket with more than ``BUCKET_PINS`` pins becomes a node, where its pins are put by the
+  terms they have left. A pin without any left is *loose* in its node.
+* A row is looked up in the columns of those paths alone that the row has. What it finds,
+  and what is loose in the nodes that it reaches, is a superset: the law is asked for each.
+* What holds nothing goes: buckets, columns, nodes, filters.
+
+So there are no rebuilds; a pin is moved at most once for each of its terms.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Generic, TypeVar
+
+from syncserver import ways
+from syncserver.dealers.pins import Node, Pin, Values
+from syncserver.delta import Row
+from syncserver.errors import InvalidQuery
+from syncserver.filters import Filter
+
+FEW_ITEMS = 8
+
+T = TypeVar("T")
+
+
+class TooManyLinear(InvalidQuery):
+    """The query is a filter that the index cannot narrow, and there are enough of these."""
+
+    code = "linear_filter_limit"
+
+
+class _Entry(Generic[T]):
+    """A filter and its items; ``pin`` is the first of its pins."""
+
+    __slots__ = ("filter", "is_linear", "items", "pin")
+
+    def __init__(self, filter_: Filter, *, is_linear: bool) -> None:
+        self.filter = filter_
+        self.is_linear = is_linear
+        self.items: tuple[T, ...] | dict[T, None] = ()  # a dict takes 200 bytes for one
+        self.pin: Pin | None = None
+
+    def add(self, item: T) -> None:
+        items = self.items
+        if isinstance(items, dict):
+            items[item] = None
+        elif item not in items:
+            more = (*items, item)
+            self.items = more if len(more) <= FEW_ITEMS else dict.fromkeys(more)
+
+    def remove(self, item: T) -> None:
+        items = self.items
+        if item not in items:
+            raise KeyError(item)
+        if isinstance(items, dict) and len(items) > FEW_ITEMS:
+            del items[item]
+        else:
+            self.items = tuple([other for other in items if other != item])
+
+
+class Index(Generic[T]):
+    """Items by the filters they have.
+
+    ``examined`` counts how often a filter's law was asked; ``linear`` is the number of
+    filters that are looked at for rows that they have nothing to do with.
+    """
+
+    def __init__(self) -> None:
+        self.examined = 0
+        self.linear = 0
+        self._entries: dict[bytes, _Entry[T]] = {}
+        self._root = Node()
+
+    def __len__(self) -> int:
+        """Return the number of filters; those that are equal count once."""
+        return len(self._entries)
+
+    @property
+    def pins(self) -> int:
+        """Return in how many places filters stand."""
+        return len(self._root)
+
+    def add(self, filter_: Filter, item: T, *, max_linear: float = math.inf) -> None:
+        """Take an item in; TooManyLinear if its filter would be one linear filter too many."""
+        entry = self._entries.get(filter_.key)
+        if entry is None:
+            entry = self._stored(filter_, max_linear)
+        entry.add(item)
+
+    def remove(self, filter_: Filter, item: T) -> None:
+        """Forget an item; KeyError if this filter does not have it."""
+        entry = self._entries[filter_.key]
+        entry.remove(item)
+        if entry.items:
+            return
+        del self._entries[filter_.key]
+        self.linear -= entry.is_linear
+        pin = entry.pin
+        while pin is not None:
+            pin.place.remove(pin)
+            pin = pin.sibling
+
+    def find(self, row: Row) -> list[T]:
+        """Return the items whose filter the row passes, each once."""
+        found: list[T] = []
+        candidates = self._candidates(row)
+        self.examined += len(candidates)
+        for entry in candidates:
+            if entry.filter.matches(row):
+                found.extend(entry.items)
+        return found
+
+    def _stored(self, filter_: Filter, max_linear: float) -> _Entry[T]:
+        found = ways.ways_of(filter_)
+        is_linear = ways.is_linear(filter_, found)
+        if is_linear and self.linear >= max_linear:
+            raise TooManyLinear(
+                "filter: needs an ==, in, range, prefix or contains that every row must pass;"
+                f" there are {self.linear} filters without one already",
+                field="query",
+            )
+        entry: _Entry[T] = _Entry(filter_, is_linear=is_linear)
+        self._entries[filter_.key] = entry
+        self.linear += is_linear
+        for terms in found:
+            entry.pin = Pin(entry, terms, entry.pin)
+            self._root.put(entry.pin)
+        return entry
+
+    def _candidates(self, row: Row) -> set[_Entry[T]]:
+        values = Values(row)
+        pins: list[Pin] = []
+        nodes = [self._root]
+        for node in nodes:  # grows while it is read
+            pins += node.loose
+            for bucket in node.at(values):
+                match bucket.held:
+                    case Pin() as pin:
+                        pins.append(pin)
+                    case list() as several:
+                        pins += several
+                    case Node() as inner:
+                        nodes.append(inner)
+        return {pin.owner for pin in pins}
