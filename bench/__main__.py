@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import logging
 import os
 import platform
 import time
@@ -23,6 +24,8 @@ from bench.figures import Figures
 from bench.peers import KINDS, added
 from bench.product import NAME
 from bench.stage import FULL, QUICK, Stage
+
+logger = logging.getLogger("bench")
 
 
 def _engines(stage: Stage) -> None:
@@ -88,7 +91,12 @@ def _measured(options: argparse.Namespace) -> Figures:
         raise SystemExit(f"no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     for name in chosen:
         began = time.monotonic()
-        SCENARIOS[name](stage)
+        try:
+            SCENARIOS[name](stage)
+        except Exception:  # what was measured before it is worth having
+            logger.exception("%s failed", name)
+            stage.figures.note(f"{name}: failed, see the log.")
+        stage.figures.write(options.json)
         say(f"{name}: {time.monotonic() - began:.0f} s")
     return stage.figures
 
@@ -96,11 +104,7 @@ def _measured(options: argparse.Namespace) -> Figures:
 def main() -> None:
     """Measure, or read what was measured, and tell it."""
     options = _options()
-    if options.read:
-        figures = Figures.read(options.read)
-    else:
-        figures = _measured(options)
-        figures.write(options.json)
+    figures = Figures.read(options.read) if options.read else _measured(options)
     print(report.whole(figures))
     if options.targets:
         print(f"\n{report.targets(figures)}")

@@ -23,15 +23,19 @@ def connect(stage: Stage) -> None:
         for peer in peers:
             peer.connect(WARM)
         for _ in stage.rounds(CONNECT):
-            for peer in peers:
-                start = peer.prepare(count)
-                settle(peer.server)
-                before = peer.server.cpu_micros()
-                answer = start()
-                used = peer.server.cpu_micros() - before
-                _add(stage, CONNECT, peer, answer, used)
-                peer.generator.drop()
-                settle(peer.server)
+            for peer in list(peers):
+                with stage.trying(peers, peer, CONNECT):
+                    _add(stage, CONNECT, peer, *_connected(peer, count))
+                    peer.generator.drop()
+                    settle(peer.server)
+
+
+def _connected(peer: Peer, count: int) -> tuple[Answer, float]:
+    start = peer.prepare(count)
+    settle(peer.server)
+    before = peer.server.cpu_micros()
+    answer = start()
+    return answer, peer.server.cpu_micros() - before
 
 
 def resume(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from bench import plots
 from bench.build import ROOT, say
 from bench.figures import Figures
 from bench.plots import SHOWN
-from bench.report import load_rows, loads, target_row
+from bench.report import tables, target_row
 from bench.targets import TARGETS
 
 FOLDER = ROOT / "docs" / "explanation" / "performance"
@@ -39,9 +39,9 @@ def _page(figures: Figures, pictures: Sequence[tuple[str, str]]) -> Iterator[str
     yield from _table([head, *(target_row(figures, target) for target in TARGETS)])
     for name, title in pictures:
         yield from (f".. figure:: performance/{name}.svg", f"   :alt: {title}", "")
-    for scenario, case, servers, metrics in loads(figures):
-        yield from (f"*{scenario}, {case}*", "")
-        yield from _table(list(load_rows(figures, scenario, case, servers, metrics)))
+    for title, rows in tables(figures, brief=True):
+        yield from (f"*{title}*", "")
+        yield from _table(rows)
     for note in figures.notes:
         yield from (f"* {note}", "")
 

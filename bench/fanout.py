@@ -13,10 +13,12 @@ from bench.stage import Stage, settle
 SCENARIO = "fan-out"
 JOINED = 16
 PER_SECOND = 20
-WAIT_SECONDS = 10
+WAIT_SECONDS = 30
 MOST_POSTS = 2000
 # A server that needs more than this share of a core for the pace is not asked to keep it.
 BUSY = 0.85
+# A server that takes more than this many times the time of a measurement has one round.
+MOST_TIMES = 20
 
 ALONE = "one by one"
 SIXTEEN = f"{JOINED} at once"
@@ -34,25 +36,40 @@ def run(stage: Stage) -> None:
     """Measure all servers with each number of clients."""
     for clients in stage.plan.fan_out:
         with stage.all(clients) as peers:
-            costs: dict[str, float] = {}
-
-            def paced(peer: Peer, costs: Mapping[str, float] = costs) -> Metrics:
-                return _paced_if_it_can(stage, peer, costs)
-
-            modes: dict[str, Callable[[Peer], Metrics]] = {
-                ALONE: lambda peer: one_by_one(peer, 1, stage.plan.seconds),
-                SIXTEEN: lambda peer: one_by_one(peer, JOINED, stage.plan.seconds),
-                BURST: lambda peer: burst(peer, stage.plan.seconds),
-            }
-            if clients == stage.plan.paced:
-                modes[PACED] = paced
-            for _ in stage.rounds(f"{SCENARIO} N={clients:,}"):
+            modes = _modes(stage, with_pace=clients == stage.plan.paced)
+            for number in stage.rounds(f"{SCENARIO} N={clients:,}"):
                 for mode, measure in modes.items():
-                    for peer in peers:
-                        metrics = measure(peer)
-                        stage.figures.add(SCENARIO, case(clients, mode), peer.name, **metrics)
-                        if mode == ALONE:
-                            costs[peer.name] = metrics["cpu_us"]
+                    for peer in list(peers):
+                        load = case(clients, mode)
+                        if number and _is_too_long(stage, load, peer):
+                            continue
+                        began = time.monotonic()
+                        with stage.trying(peers, peer, load):
+                            metrics = {**measure(peer), "took_s": time.monotonic() - began}
+                            stage.figures.add(SCENARIO, load, peer.name, **metrics)
+
+
+def _modes(stage: Stage, *, with_pace: bool) -> Mapping[str, Callable[[Peer], Metrics]]:
+    seconds = stage.plan.seconds
+    modes: dict[str, Callable[[Peer], Metrics]] = {
+        ALONE: lambda peer: one_by_one(peer, 1, seconds),
+        SIXTEEN: lambda peer: one_by_one(peer, JOINED, seconds),
+    }
+    if with_pace:
+        modes[BURST] = lambda peer: burst(peer, seconds)
+        modes[PACED] = lambda peer: _paced_if_it_can(stage, peer)
+    return modes
+
+
+def _is_too_long(stage: Stage, load: str, peer: Peer) -> bool:
+    """Tell whether a server took so long for a load that one round has to do."""
+    took = stage.figures.get(SCENARIO, load, peer.name, "took_s")[:1]
+    if not took or took[0] < MOST_TIMES * stage.plan.seconds + stage.plan.paced_seconds:
+        return False
+    stage.figures.note(
+        f"{peer.name}, {SCENARIO} {load}: one round only, which took {took[0]:.0f} s."
+    )
+    return True
 
 
 def one_by_one(
@@ -70,7 +87,6 @@ def one_by_one(
             publish(peer, poster, rows)
             return peer.generator.wait(peer.clients * at_once, WAIT_SECONDS)
 
-        step(0)
         began = time.monotonic()
         step(0)
         count = _posts(seconds, time.monotonic() - began)
@@ -123,8 +139,9 @@ def paced(
     return _metrics(used, [answer], expected), answer
 
 
-def _paced_if_it_can(stage: Stage, peer: Peer, costs: Mapping[str, float]) -> Metrics:
-    share = costs[peer.name] * peer.clients * PER_SECOND / 1_000_000
+def _paced_if_it_can(stage: Stage, peer: Peer) -> Metrics:
+    costs = stage.figures.get(SCENARIO, case(peer.clients, ALONE), peer.name, "cpu_us")
+    share = costs[-1] * peer.clients * PER_SECOND / 1_000_000
     if share > BUSY:
         stage.figures.note(
             f"{peer.name}: not paced; {PER_SECOND} a second to {peer.clients:,} clients"
@@ -138,7 +155,7 @@ def _paced_if_it_can(stage: Stage, peer: Peer, costs: Mapping[str, float]) -> Me
 
 
 def _posts(seconds: float, each: float) -> int:
-    return max(3, min(MOST_POSTS, int(seconds / each)))
+    return max(1, min(MOST_POSTS, int(seconds / each)))
 
 
 def _metrics(used: float, answers: Iterable[Answer], expected: int) -> Metrics:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.figures import Figures, Spread
+from bench.product import NAME
 from bench.targets import TARGETS, Target
 
 BASE = "tornado"
@@ -19,7 +20,17 @@ COLUMNS = {
     "delivered": "delivered",
     "seconds": "seconds",
     "rss_bytes": "RSS bytes",
+    "us_per_delta": "us a row",
+    "each_us": "us, each evaluated",
+    "insert_us": "us to add",
+    "remove_us": "us to remove",
+    "candidates": "looked at",
+    "distinct_bytes": "bytes, distinct",
+    "repeated_bytes": "bytes, repeated",
+    "single": "single POST",
+    "batched": "100 in a POST",
 }
+HIDDEN = ("took_s",)
 # What is divided to compare with naive Tornado; the more, the better.
 COMPARED = ("cpu_us", "rss_bytes")
 
@@ -47,7 +58,7 @@ def loads(figures: Figures) -> Iterator[tuple[str, str, list[str], list[str]]]:
         servers, metrics = found.setdefault((one.scenario, one.case), ([], []))
         if one.server not in servers:
             servers.append(one.server)
-        if one.metric not in metrics:
+        if one.metric not in metrics and one.metric not in HIDDEN:
             metrics.append(one.metric)
     for (scenario, case), (servers, metrics) in found.items():
         yield scenario, case, servers, metrics
@@ -75,32 +86,56 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def load_rows(
-    figures: Figures, scenario: str, case: str, servers: Sequence[str], metrics: Sequence[str]
+def tables(figures: Figures, *, brief: bool = False) -> Iterator[tuple[str, list[list[str]]]]:
+    """Give the title and the rows of every table, a head first.
+
+    A load has a table with a row for each server; a scenario that syncserver alone
+    is measured in has one table, with a row for each load.
+
+    :param brief: latencies without their spread.
+    """
+    together: dict[str, list[tuple[str, str]]] = {}
+    found = list(loads(figures))
+    others = {scenario for scenario, _, servers, _ in found if servers != [NAME]}
+    for scenario, case, servers, metrics in found:
+        if scenario in others:
+            labels = [(server, case, server) for server in servers]
+            title = f"{scenario}, {case}"
+            yield title, list(_rows(figures, scenario, labels, metrics, brief=brief))
+        else:
+            together.setdefault(scenario, []).append((case, NAME))
+    for scenario, cases in together.items():
+        labels = [(case, case, server) for case, server in cases]
+        metrics = [m for one, _, _, has in found if one == scenario for m in has]
+        yield scenario, list(_rows(figures, scenario, labels, dict.fromkeys(metrics), brief=brief))
+
+
+def _rows(
+    figures: Figures,
+    scenario: str,
+    labels: Sequence[tuple[str, str, str]],
+    metrics: Iterable[str],
+    *,
+    brief: bool,
 ) -> Iterator[list[str]]:
-    """Give the head and the rows of one load's table."""
-    compares = any(compared(figures, scenario, case, server) for server in servers)
-    yield [
-        "",
-        *([f"vs {BASE}"] if compares else []),
-        *(COLUMNS.get(metric, metric) for metric in metrics),
-    ]
-    for server in servers:
-        ratio = [spread(compared(figures, scenario, case, server), "x")] if compares else []
-        values = [figures.get(scenario, case, server, metric) for metric in metrics]
-        cells = [spread(Spread.of(value)) if value else "-" for value in values]
-        yield [server, *ratio, *cells]
+    ratios = [compared(figures, scenario, case, server) for _, case, server in labels]
+    heads = [f"vs {BASE}"] if any(ratios) else []
+    yield ["", *heads, *(COLUMNS.get(metric, metric) for metric in metrics)]
+    for (label, case, server), ratio in zip(labels, ratios, strict=True):
+        cells = [spread(ratio, "x")] if heads else []
+        for metric in metrics:
+            values = figures.get(scenario, case, server, metric)
+            of = Spread.of(values) if values else None
+            shortened = brief and of is not None and metric not in COMPARED
+            cells.append(number(of.median) if of is not None and shortened else spread(of))
+        yield [label, *cells]
 
 
 def whole(figures: Figures) -> str:
     """Return everything that a run measured."""
     lines = [about(figures), ""]
-    for scenario, case, servers, metrics in loads(figures):
-        lines += [
-            f"{scenario}, {case}",
-            table(load_rows(figures, scenario, case, servers, metrics)),
-        ]
-        lines.append("")
+    for title, rows in tables(figures):
+        lines += [title, table(rows), ""]
     lines += [f"missing: {name}: {why}" for name, why in figures.missing.items()]
     lines += [f"note: {note}" for note in figures.notes]
     return "\n".join(lines)

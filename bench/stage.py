@@ -35,7 +35,7 @@ class Plan:
 
 FULL = Plan(
     rounds=5,
-    seconds=0.5,
+    seconds=0.4,
     fan_out=(100, 1000, 5000),
     paced=1000,
     paced_seconds=3,
@@ -140,6 +140,16 @@ class Stage:
         self.figures.missing[name] = why
         if name in self.names:
             self.names.remove(name)
+
+    @contextlib.contextmanager
+    def trying(self, peers: list[Peer], peer: Peer, what: str) -> Iterator[None]:
+        """Leave a server out of what follows if it breaks down in the block."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            say(f"  {peer.name} broke down: {error}")
+            self.figures.note(f"{peer.name}: broke down at {what}: {error}.")
+            peers.remove(peer)
 
     def rounds(self, what: str) -> Iterator[int]:
         """Count the rounds, and tell them."""
