@@ -32,7 +32,7 @@ Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
 class Transport(Protocol):
     """What a session needs of the socket behind it."""
 
-    def write(self, frames: wire.Run) -> bool:
+    def write(self, run: wire.Run) -> bool:
         """Send frames; False if some are still to go, ``Session.drained`` is called then."""
 
     def close(self, code: int, reason: str) -> None:

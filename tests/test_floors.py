@@ -73,10 +73,12 @@ STANDS_ON = {
     ("tickets", "claims"),  # a token that is taken
     ("subscriptions", "claims"),
     ("subscriptions", "joining"),
-    ("handlers.websocket", "handlers.frames"),
-    ("handlers.websocket", "handlers.outlet"),  # a handler receives, its outlet sends
     ("handlers.events", "handlers.eventstream"),  # a handler opens, its stream sends
     ("protocols.events", "protocols.native"),  # the same messages, framed otherwise
+    ("handlers.connection", "handlers.frames"),
+    ("handlers.outlet", "handlers.connection"),  # a connection, and two ways for its bytes
+    ("handlers.websocket", "handlers.connection"),
+    ("handlers.websocket", "handlers.outlet"),
     ("engines.redis", "engines.redis_appends"),
     ("engines.redis", "engines.redis_link"),
     ("engines.redis", "engines.redis_reader"),

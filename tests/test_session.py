@@ -39,10 +39,10 @@ class Pipe:
         self.stalled = stalled
         self.broken = False
 
-    def write(self, frames: Run) -> bool:
+    def write(self, run: Run) -> bool:
         if self.broken:
             raise OSError("broken pipe")
-        self.writes.append([text for frame in frames for text in frame.texts])
+        self.writes.append([text for frame in run for text in frame.texts])
         return not self.stalled
 
     def close(self, code: int, reason: str) -> None:
@@ -588,8 +588,8 @@ class Keeping(Pipe):
         super().__init__()
         self.runs: list[Run] = []
 
-    def write(self, frames: Run) -> bool:
-        self.runs.append(frames)
+    def write(self, run: Run) -> bool:
+        self.runs.append(run)
         return True
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import gc
 import itertools
 import json
-import os
-import socket
+import ssl
 import statistics
 import struct
 from collections.abc import AsyncIterator, Sequence
@@ -17,9 +15,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import trustme
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.httpserver import HTTPServer
-from tornado.web import Application
 from tornado.websocket import websocket_connect
 
 from syncserver.config import Limits
@@ -27,7 +24,6 @@ from syncserver.dealers import BroadcastDealer
 from syncserver.engines.base import Taken
 from syncserver.engines.memory import MemoryEngine
 from syncserver.handlers import outlet
-from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.protocols.base import Change, Event, Frame
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
@@ -38,6 +34,7 @@ from syncserver.wheel import Wheel
 from tests.conftest import ExpectedLog
 from tests.support.calls import backend_call
 from tests.support.daemon import Daemon, Peer, serving, settings, until
+from tests.support.sockets import Echo, RawPeer, mounted
 
 
 class Maker(RPCService):
@@ -52,108 +49,6 @@ class Maker(RPCService):
         for _ in range(count):
             self.send_message_to(req.client, {"type": "text", "text": "x" * length})
         return count
-
-
-class Echo(Service):
-    def process_message_from(self, client: Client, msg: Any) -> None:
-        self.send_message_to(client, msg)
-
-
-class RawPeer:
-    """A WebSocket client by hand, which answers nothing by itself."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    @asynccontextmanager
-    async def connected(
-        cls, port: int, path: str = "/ws", buffer: int = 0
-    ) -> AsyncIterator[RawPeer]:
-        """Connect; ``buffer`` is how many bytes the kernel may take for it."""
-        plain = socket.socket()
-        if buffer:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        plain.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", port))
-        reader, writer = await asyncio.open_connection(sock=plain, limit=1024)
-        key = base64.b64encode(os.urandom(16)).decode()
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 101"), head
-        try:
-            yield cls(reader, writer)
-        finally:
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    def send(self, opcode: int, payload: bytes = b"") -> None:
-        """Send one frame, masked with zeros."""
-        self.send_bytes(0x80 | opcode, payload)
-
-    def send_bytes(self, first: int, payload: bytes) -> None:
-        """Send one frame with this first byte."""
-        length = bytes([0x80 | len(payload)])
-        if len(payload) > 125:
-            length = struct.pack("!BH", 0x80 | 126, len(payload))
-        self._writer.write(bytes([first]) + length + bytes(4) + payload)
-
-    def send_json(self, service: str, message: Any) -> None:
-        self.send(1, json.dumps({"service": service, "message": message}).encode())
-
-    def acquire(self, token: str, **position: None) -> None:
-        """Send the call that acquires a subscription."""
-        params = {"token": token, **position}
-        self.send_json("datasync", {"command": "acquireSubscription", "params": params})
-
-    async def frame(self) -> tuple[int, int, bytes]:
-        """Return the next frame: its first byte, the length of its header, its payload."""
-        async with asyncio.timeout(5):
-            first, length = await self._reader.readexactly(2)
-            size = 2
-            if length == 126:
-                [length] = struct.unpack("!H", await self._reader.readexactly(2))
-                size = 4
-            elif length == 127:
-                [length] = struct.unpack("!Q", await self._reader.readexactly(8))
-                size = 10
-            return first, size, await self._reader.readexactly(length)
-
-    async def close_code(self) -> int:
-        """Read on to the close frame and return its code."""
-        while True:
-            first, _, payload = await self.frame()
-            if first == 0x88:
-                code: int = struct.unpack("!H", payload[:2])[0]
-                return code
-
-    def vanish(self) -> None:
-        """Be gone without a word."""
-        self._writer.transport.abort()
-
-
-@asynccontextmanager
-async def mounted(
-    registry: ServiceRegistry, handler: type[WebSocketHandler] = WebSocketHandler, **options: Any
-) -> AsyncIterator[int]:
-    """Serve a registry in an application of our own; give the port."""
-    wheel = options.setdefault("wheel", Wheel(tick_seconds=0.02))
-    server = HTTPServer(Application([handler.get_route(registry, "/ws", **options)]))
-    server.listen(0, "127.0.0.1")
-    [listening] = server._sockets.values()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.stop()
-        await server.close_all_connections()
-        await until(lambda: not registry.sockets)
-        wheel.close()
 
 
 # Origins.
@@ -430,6 +325,227 @@ async def test_a_frame_that_breaks_the_rules_is_answered_with_1002(
         await until(lambda: len(daemon.frontend.sessions) == 1)
 
 
+# Each with raw bytes: over the socket itself, and over Tornado's stream.
+
+
+@pytest.fixture(params=["direct", "stream"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let bytes go over the socket itself, or over Tornado's stream."""
+    if request.param == "stream":
+        monkeypatch.setattr(outlet, "taken", lambda stream: None)
+    return str(request.param)
+
+
+@asynccontextmanager
+async def beside_a_canary() -> AsyncIterator[tuple[Daemon, RawPeer]]:
+    """Give a raw peer beside another one, which must not notice anything."""
+    async with serving(Echo("echo")) as daemon:
+        canary = await daemon.connect()
+        async with RawPeer.connected(daemon.server.frontend_port) as peer:
+            yield daemon, peer
+            assert await canary.rest() == []
+        await until(lambda: len(daemon.frontend.sessions) == 1)
+        await until(lambda: daemon.frontend.sockets == 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\x81\x01x", 1002),  # not masked
+        (b"\x88\x00", 1002),  # a close that is not masked
+        (b"\xc1\x80\0\0\0\0", 1002),
+        (b"\xa1\x80\0\0\0\0", 1002),
+        (b"\x83\x80\0\0\0\0", 1002),
+        (b"\x81\x82\0\0\0\0\xff\xfe", 1007),
+        (b"\x01\x81\0\0\0\0\xff", 1007),
+        (b"\x88\x81\0\0\0\0\x03", 1002),
+        (b"\x88\x83\0\0\0\0\x03\xe8\xff", 1007),
+        (b"\x81\xff" + b"\xff" * 8, 1009),
+        (b"GET / HTTP/1.1\r\n\r\n", 1002),
+        *[
+            (b"\x88\x82\0\0\0\0" + struct.pack(">H", code), 1002)
+            for code in (0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65_535)
+        ],
+    ],
+)
+async def test_what_breaks_a_rule_is_told_why_and_nobody_else_notices(
+    way: str, data: bytes, code: int
+) -> None:
+    async with beside_a_canary() as (daemon, peer):
+        peer.send_raw(data)
+        assert await peer.close_code() == code
+        await until(lambda: len(daemon.frontend.sessions) == 1)
+        peer.send_raw(b"\x81\x81\0\0\0\0x")  # nothing is read of it any more
+
+
+@pytest.mark.parametrize("body", [b"", b"\x03\xe8", b"\x03\xe9away", b"\x0f\xa0", b"\x13\x87"])
+async def test_a_close_is_answered_with_its_code_and_ends_the_connection(
+    way: str, body: bytes
+) -> None:
+    async with beside_a_canary() as (_, peer):
+        peer.send(0x8, body)
+        assert await peer.frame() == (0x88, 2, body[:2])
+        assert await peer.ended()
+
+
+async def test_what_comes_after_a_close_is_not_read(way: str) -> None:
+    async with beside_a_canary() as (_, peer):
+        close = b"\x88\x82\0\0\0\0\x03\xe8"
+        peer.send_raw(close + b"\x81\x81\0\0\0\0x" + close)
+        assert await peer.frame() == (0x88, 2, b"\x03\xe8")
+        assert await peer.ended()
+
+
+async def test_a_ping_between_pieces_is_answered_and_the_message_is_whole(way: str) -> None:
+    async with beside_a_canary() as (_, peer):
+        text = b'{"service":"echo","message":"\xe2\x82\xac"}'
+        cut = text.index(b"\x82")
+        peer.send_bytes(0x01, text[:cut])
+        peer.send(0x9, b"?")
+        peer.send_bytes(0x80, text[cut:])
+        assert await peer.frame() == (0x8A, 2, b"?")
+        assert json.loads((await peer.frame())[2])["message"] == "\u20ac"
+
+
+async def test_a_frame_that_comes_byte_by_byte_is_read(way: str) -> None:
+    text = b'{"service":"echo","message":1}'
+    async with beside_a_canary() as (_, peer):
+        for byte in bytes([0x81, 0x80 | len(text)]) + bytes(4) + text:
+            peer.send_raw(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await peer.frame())[2] == text
+
+
+@pytest.mark.parametrize("data", [b"\x81", b"\x81\x85\0\0", b"\x01\x81\0\0\0\0x"])
+async def test_a_peer_that_vanishes_in_the_middle_of_a_frame_is_forgotten(
+    way: str, data: bytes
+) -> None:
+    async with beside_a_canary() as (daemon, peer):
+        peer.send_raw(data)
+        await asyncio.sleep(0)
+        peer.vanish()
+        await until(lambda: daemon.frontend.sockets == 1)
+
+
+async def test_a_peer_that_ends_its_half_has_ended(way: str) -> None:
+    async with beside_a_canary() as (_, peer):
+        peer._writer.write_eof()
+        assert await peer.ended()
+
+
+async def test_a_peer_that_does_not_answer_a_close_is_cut_off(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncserver.handlers.connection._LINGER_SECONDS", 0.05)
+    registry = ServiceRegistry([Echo("echo")])
+    async with mounted(registry) as port, RawPeer.connected(port) as peer:
+        [session] = registry.sessions
+        session.close(4001, "go")
+        assert await peer.frame() == (0x88, 2, b"\x0f\xa1go")
+        assert await peer.ended()
+
+
+# The handshake.
+
+GOOD = {
+    "Host": "127.0.0.1",
+    "Upgrade": "websocket",
+    "Connection": "keep-alive, Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+async def shake(port: int, **changes: str | None) -> tuple[int, dict[str, str]]:
+    """Return status and header of the answer; names have ``_`` for ``-``."""
+    header = GOOD | {name.replace("_", "-"): value for name, value in changes.items()}
+    lines = [f"{name}: {value}" for name, value in header.items() if value is not None]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write("\r\n".join(["GET /ws HTTP/1.1", *lines, "", ""]).encode("latin-1"))
+    first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return int(first.split()[1]), dict(line.split(": ", 1) for line in rest)
+
+
+async def test_the_handshake_of_the_standard_is_answered_as_there() -> None:
+    async with serving(Echo("echo")) as daemon:
+        status, header = await shake(daemon.server.frontend_port)
+        assert status == 101
+        assert header["Sec-Websocket-Accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        assert header["Upgrade"] == "websocket"
+        assert header["Connection"] == "Upgrade"
+        assert "Content-Type" not in header
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"Sec_WebSocket_Key": None}, 400),
+        ({"Sec_WebSocket_Key": "short"}, 400),
+        ({"Sec_WebSocket_Key": "dGhlIHNhbXBsZQ=="}, 400),
+        ({"Sec_WebSocket_Key": "\xff" * 24}, 400),
+        ({"Sec_WebSocket_Version": "8"}, 426),
+        ({"Sec_WebSocket_Version": None}, 426),
+        ({"Upgrade": "h2c"}, 400),
+        ({"Upgrade": None}, 400),
+        ({"Connection": "close"}, 400),
+        ({"Upgrade": "WebSocket", "Connection": "UPGRADE"}, 101),
+        *[
+            ({"Sec_WebSocket_Extensions": f"permessage-deflate; {offer}"}, 101)
+            for offer in (
+                "client_max_window_bits=7",
+                "server_max_window_bits=abc",
+                "unknown=1",
+                "client_no_context_takeover; client_no_context_takeover",
+                "," * 8000,
+            )
+        ],
+        ({"Sec_WebSocket_Protocol": ", ".join(["chat"] * 2000)}, 101),
+        ({"Sec_WebSocket_Protocol": "a b, \xff"}, 101),
+    ],
+)
+async def test_a_handshake_is_answered_by_its_needs_and_offers_are_left_alone(
+    changes: dict[str, str | None], status: int
+) -> None:
+    async with serving(Echo("echo")) as daemon:
+        answered, header = await shake(daemon.server.frontend_port, **changes)
+        assert answered == status
+        assert "Sec-Websocket-Extensions" not in header
+        assert "Sec-Websocket-Protocol" not in header
+        if status == 426:
+            assert header["Sec-Websocket-Version"] == "13"
+
+
+async def test_a_daemon_that_is_closing_says_when_to_come_again() -> None:
+    async with serving(Echo("echo")) as daemon:
+        daemon.frontend.draining = True
+        status, header = await shake(daemon.server.frontend_port)
+        assert (status, header["Retry-After"]) == (503, "1")
+
+
+async def test_under_tls_all_is_the_same() -> None:
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    registry = ServiceRegistry([Echo("echo"), Maker("maker")])
+    async with (
+        mounted(registry, tls=server) as port,
+        RawPeer.connected(port, tls=client) as peer,
+    ):
+        peer.send_json("echo", 1)
+        assert json.loads((await peer.frame())[2])["message"] == 1
+        peer.send_json("maker", {"command": "many", "params": {"count": 10, "length": 60_000}})
+        sizes = [len((await peer.frame())[2]) for _ in range(10)]
+        assert min(sizes) > 60_000
+        await peer.frame()
+        peer.send(0x8, b"\x03\xe8")
+        assert await peer.frame() == (0x88, 2, b"\x03\xe8")
+
+
 class Gated(MemoryEngine):
     """Hands out a grant only when the gate opens."""
 
@@ -591,7 +707,7 @@ async def test_a_client_that_stops_reading_is_closed_and_nobody_else_notices(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
+        monkeypatch.setattr(outlet, "taken", lambda stream: None)
     frames, sessions = alive(Frame), alive(Session)
     limits = {"max_outbox_bytes": OUTBOX, "max_send_buffer_bytes": 16_384}
     async with datasync(**limits) as (daemon, _):
@@ -692,7 +808,7 @@ async def test_frames_of_every_size_have_the_right_header(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
+        monkeypatch.setattr(outlet, "taken", lambda stream: None)
     empty = len('{"service":"maker","message":{"type":"response","data":""}}')
     async with (
         serving(Maker("maker")) as daemon,
@@ -713,21 +829,11 @@ async def test_frames_of_every_size_have_the_right_header(
             assert json.loads(payload)["message"]["data"] == "x" * (length - empty)
 
 
-class Compressed(WebSocketHandler):
-    """Has what it sends compressed."""
-
-    def get_compression_options(self) -> dict[str, Any]:
-        return {}
-
-
-async def test_a_compressed_connection_gets_the_same() -> None:
-    registry = ServiceRegistry([Maker("maker")])
-    async with mounted(registry, Compressed) as port:
-        connection = await websocket_connect(f"ws://127.0.0.1:{port}/ws", compression_options={})
-        assert "permessage-deflate" in connection.headers["Sec-WebSocket-Extensions"]
+async def test_compression_is_not_agreed_to() -> None:
+    async with serving(Maker("maker")) as daemon:
+        connection = await websocket_connect(daemon.ws_url, compression_options={})
+        assert "Sec-WebSocket-Extensions" not in connection.headers
         peer = Peer(connection)
-        assert (await peer.call("maker", "many", count=50, length=1000))["data"] == 50
-        assert [len(message["text"]) for message in peer.take()] == [1000] * 50
         assert (await peer.call("maker", "text", length=70_000))["data"] == "x" * 70_000
         await peer.close()
 
@@ -737,7 +843,7 @@ async def test_what_was_sent_before_the_end_arrives_before_the_end(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
+        monkeypatch.setattr(outlet, "taken", lambda stream: None)
     async with serving(Maker("maker")) as daemon:
         peer = await daemon.connect()
         peer.begin_call("maker", "many", count=100, length=5000)
@@ -752,7 +858,7 @@ async def test_a_client_that_vanishes_with_much_on_its_way_is_forgotten(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
+        monkeypatch.setattr(outlet, "taken", lambda stream: None)
     async with (
         serving(Maker("maker"), max_send_buffer_bytes=4096) as daemon,
         RawPeer.connected(daemon.server.frontend_port, buffer=4096) as peer,
@@ -778,7 +884,7 @@ async def test_a_protocol_may_have_nothing_to_say(
     plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not plain:
-        monkeypatch.setattr(outlet, "_stream_of", lambda handler: None)
+        monkeypatch.setattr(outlet, "taken", lambda stream: None)
     service = DataSyncService("datasync", [AllRows])
     registry = ServiceRegistry([service])
     backend = ServiceRegistry([DataSyncBackend("trusted", service)])

@@ -33,9 +33,12 @@ def may_ask(request: HTTPServerRequest, allowed: Iterable[str] | None) -> bool:
     origin = request.headers.get("Origin")
     if origin is None:
         return True
-    if allowed is None:
+    if allowed is not None:
+        return origin_allowed(origin, allowed)
+    try:
         return urlsplit(origin.lower()).netloc == request.headers.get("Host", "").lower()
-    return origin_allowed(origin, allowed)
+    except ValueError:
+        return False
 
 
 def _without_port(origin: str) -> str:

@@ -1,22 +1,21 @@
-"""How frames get from a session to a WebSocket's stream.
+"""How bytes leave and come: over the socket itself, or over Tornado's stream.
 
 The rules:
 
-1. The server does not mask, so the bytes of a frame are the same for every
-   socket: they are made once (``text_frames``) and shared. So are the joined bytes of
-   what several sessions have waiting (``Run``).
-2. All that a session has waiting goes out in one write: no task, no coroutine for
-   each peer.
-3. *Direct*: while the stream has nothing of its own to write (pongs, pings, closes and the
-   rest of an earlier run stand there), the bytes go to the socket itself. What
-   the kernel does not take goes to the stream. Nothing is awaited between the look and the
-   send, so the order is kept.
-4. Otherwise the stream gets them (``IOStream.write``), which keeps the order too: under TLS
-   always.
-5. A session hands over more only when the last write has left, so that what waits
-   is counted in one place, its outbox. Only what is left at its end comes sooner.
-6. A connection that is not as this file knows Tornado's, or has a compressor, gets
-   ``write_message`` for each text: slower, and right.
+1. The server does not mask, so the bytes of a frame are the same for every socket: they are made
+   once (``frames.text_frames``) and shared. So are the joined bytes of what several sessions
+   have waiting (``Run``).
+2. All that a session has waiting goes out in one write: no task, no coroutine for each peer.
+3. *Direct*: while nothing waits for this socket, the bytes go to the kernel at once. What it does
+   not take waits here, and whatever comes meanwhile (pongs, a close, a run) behind it. There is
+   no await between the look and the send, so the order is kept.
+4. Under TLS, and wherever Tornado's stream is not as this file knows it (``taken``), the stream
+   has the bytes (``IOStream``): slower, and right.
+5. A session hands over more only when the last write has left, so that what waits is
+   counted in one place, its outbox. Only what is left at its end comes sooner.
+6. Nagle's algorithm is off: what was written leaves. The kernel's buffer is bounded
+   (``max_send_buffer_bytes``), since what lies there for a peer that does not read is counted
+   nowhere; and a peer that acknowledges nothing is given up by the kernel too.
 """
 
 from __future__ import annotations
@@ -24,111 +23,172 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
-from collections.abc import Callable
 from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from syncserver.protocols.base import Run
+from syncserver.handlers.connection import Connection, Terms
 
-_FIN_TEXT = 0x81
-_TWO_BYTES = 126
-_EIGHT_BYTES = 127
+_READ_BYTES = 16 * 1024
 
 
-def text_frames(texts: tuple[bytes, ...]) -> bytes:
-    """Return each text as one final, unmasked text frame (RFC 6455, 5.2)."""
-    return b"".join(_header(len(text)) + text for text in texts)
+class DirectConnection(Connection):
+    """Owns its socket."""
 
+    __slots__ = ("_loop", "_queue", "_socket")
 
-def _header(length: int) -> bytes:
-    if length < _TWO_BYTES:
-        return struct.pack("!BB", _FIN_TEXT, length)
-    if length < 1 << 16:
-        return struct.pack("!BBH", _FIN_TEXT, _TWO_BYTES, length)
-    return struct.pack("!BBQ", _FIN_TEXT, _EIGHT_BYTES, length)
+    def __init__(self, terms: Terms, remote_address: str, plain: socket.socket) -> None:
+        self._socket: socket.socket | None = plain
+        self._queue: list[memoryview] = []
+        self._loop = asyncio.get_running_loop()
+        super().__init__(terms, remote_address)
+        self._loop.add_reader(plain, self._readable)
 
+    @property
+    def _waits(self) -> bool:
+        return bool(self._queue)
 
-class Outlet:
-    """The transport of one session (``session.Transport``).
-
-    :param drained: called when a write that did not leave at once has left.
-    """
-
-    __slots__ = ("_direct", "_drained", "_handler", "_stream")
-
-    def __init__(
-        self, handler: WebSocketHandler, drained: Callable[[], None], send_buffer_bytes: int
-    ) -> None:
-        self._handler = handler
-        self._drained = drained
-        self._stream = _stream_of(handler)
-        self._direct = type(self._stream) is IOStream
-        _set_up(handler, send_buffer_bytes)
-
-    def write(self, frames: Run) -> bool:
-        """Send frames; False if some are still to leave. A closed socket swallows them."""
-        try:
-            future = self._begin(frames)
-        except (StreamClosedError, WebSocketClosedError):
+    def _send(self, data: bytes) -> bool:
+        plain = self._socket
+        if plain is None:
             return True
-        if future is None or future.done():
+        if self._queue:
+            self._queue.append(memoryview(data))
+            return False
+        sent = _sent(plain, data)
+        if sent == len(data):
             return True
-        future.add_done_callback(self._left)
+        self._queue.append(memoryview(data)[sent:])
+        self._loop.add_writer(plain, self._writable)
         return False
 
-    def close(self, code: int, reason: str) -> None:
-        """Close the socket after what was written; a peer that does not answer is aborted."""
-        self._handler.close(code, reason)
+    def _drop(self) -> None:
+        plain, self._socket = self._socket, None
+        if plain is not None:
+            self._queue.clear()
+            self._loop.remove_reader(plain)
+            self._loop.remove_writer(plain)
+            plain.close()
 
-    def _begin(self, frames: Run) -> asyncio.Future[None] | None:
-        stream = self._stream
-        if stream is None:
-            writes = [self._handler.write_message(text) for one in frames for text in one.texts]
-            for write in writes:
-                write.add_done_callback(_note_exception)
-            return writes[-1]
-        data = frames.rendered(text_frames)
-        if not self._direct or self._has_more_to_write(stream):
-            return stream.write(data)
-        sent = _send(stream.socket, data)
-        return None if sent == len(data) else stream.write(memoryview(data)[sent:])
+    def _readable(self) -> None:
+        plain = self._socket
+        if plain is None:
+            return
+        try:
+            data = plain.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._received(data)
+        else:
+            self._lost()
 
-    def _has_more_to_write(self, stream: IOStream) -> bool:
-        return stream.writing()
-
-    def _left(self, future: asyncio.Future[None]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self._drained()
-
-
-def _send(plain: socket.socket | None, data: bytes) -> int:
-    """Return how many bytes the kernel took; whatever went wrong the stream will find too."""
-    try:
-        return 0 if plain is None else plain.send(data)
-    except OSError:
-        return 0
+    def _writable(self) -> None:
+        plain, queue = self._socket, self._queue
+        while plain is not None and queue:
+            sent = _sent(plain, queue[0])
+            if sent < len(queue[0]):
+                queue[0] = queue[0][sent:]
+                return
+            del queue[0]
+        if plain is not None:
+            self._loop.remove_writer(plain)
+            self._left()
 
 
-def _set_up(handler: WebSocketHandler, send_buffer_bytes: int) -> None:
-    plain = getattr(getattr(handler.ws_connection, "stream", None), "socket", None)
-    if plain is None:
-        return
-    with contextlib.suppress(OSError):  # the peer is gone already
+class StreamConnection(Connection):
+    """Leaves its socket to Tornado's stream."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, terms: Terms, remote_address: str, stream: IOStream) -> None:
+        self._stream = stream
+        super().__init__(terms, remote_address)
+        self._read()
+
+    @property
+    def _waits(self) -> bool:
+        return self._stream.writing()
+
+    def _send(self, data: bytes) -> bool:
+        try:
+            future = self._stream.write(data)
+        except StreamClosedError:
+            return True
+        if future.done():
+            return True
+        future.add_done_callback(self._written)
+        return False
+
+    def _drop(self) -> None:
+        self._stream.close()
+
+    def _read(self) -> None:
+        try:
+            reading = asyncio.ensure_future(self._stream.read_bytes(_READ_BYTES, partial=True))
+        except StreamClosedError:
+            asyncio.get_running_loop().call_soon(self._lost)
+        else:
+            reading.add_done_callback(self._has_read)
+
+    def _has_read(self, reading: asyncio.Future[bytes]) -> None:
+        if reading.cancelled() or reading.exception() is not None:
+            self._lost()
+        else:
+            self._received(reading.result())
+            self._read()
+
+    def _written(self, writing: asyncio.Future[None]) -> None:
+        if not writing.cancelled() and writing.exception() is None and not self._waits:
+            self._left()
+
+
+def connect(terms: Terms, remote_address: str, stream: IOStream) -> Connection:
+    """Return the connection that goes on where the handshake has left ``stream``."""
+    plain, limits = stream.socket, terms.registry.limits
+    with contextlib.suppress(OSError):  # the peer is gone already, or it is no TCP
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.max_send_buffer_bytes)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        unacknowledged = getattr(socket, "TCP_USER_TIMEOUT", None)
+        if unacknowledged is not None and terms.ping_seconds:
+            seconds = terms.ping_seconds + limits.pong_seconds
+            plain.setsockopt(socket.IPPROTO_TCP, unacknowledged, int(1_000 * seconds))
+    found = taken(stream)
+    if found is None:
+        return StreamConnection(terms, remote_address, stream)
+    plain, early = found
+    connection = DirectConnection(terms, remote_address, plain)
+    if early:
+        connection._received(early)
+    return connection
 
 
-def _note_exception(future: asyncio.Future[None]) -> None:
-    """Keep asyncio from logging that nobody asked why a write to a closed socket failed."""
-    if not future.cancelled():
-        future.exception()
+def taken(stream: IOStream) -> tuple[socket.socket, bytes] | None:
+    """Take the socket out of a stream, with what was read too far; None if it cannot be.
+
+    The stream is as good as closed then; it must have nothing to write, and nobody reading.
+    """
+    inside: Any = stream
+    try:
+        plain, early, state = inside.socket, bytes(inside._read_buffer), inside._state
+        known = isinstance(plain, socket.socket) and inside._closed is False
+    except (AttributeError, TypeError):
+        return None
+    if not known or type(stream) is not IOStream or stream.writing() or stream.reading():
+        return None
+    if state is not None:
+        stream.io_loop.remove_handler(plain)
+    inside._state, inside._closed, inside.socket = None, True, None
+    return plain, early
 
 
-def _stream_of(handler: WebSocketHandler) -> IOStream | None:
-    connection: Any = handler.ws_connection
-    stream = getattr(connection, "stream", None)
-    compressed = getattr(connection, "_compressor", None) is not None
-    return stream if isinstance(stream, IOStream) and not compressed else None
+def _sent(plain: socket.socket, data: bytes | memoryview) -> int:
+    """Return how many bytes the kernel took; what else went wrong, reading will find."""
+    try:
+        return plain.send(data)
+    except (BlockingIOError, InterruptedError):
+        return 0
+    except OSError:
+        return len(data)

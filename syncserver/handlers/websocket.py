@@ -1,33 +1,41 @@
-"""WebSocket: moves texts between a socket and a session, and keeps it alive.
+"""WebSocket: who may connect, and the handshake (RFC 6455, 4.2).
 
-A pong (or anything else that the peer sends or takes) must follow a ping within
-``pong_seconds``, or the session ends with 4012.
+What comes after it is no longer Tornado's: ``handlers.connection`` has the socket then, and
+this handler is gone. No extension and no subprotocol is agreed to, whatever is offered.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import tornado.websocket
+from tornado.web import RequestHandler
 
-from syncserver.errors import CloseCode
-from syncserver.handlers.base import origin_allowed
-from syncserver.handlers.frames import ExplainingProtocol
-from syncserver.handlers.outlet import Outlet
+from syncserver.handlers import outlet
+from syncserver.handlers.base import may_ask
+from syncserver.handlers.connection import Terms
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
-from syncserver.session import Session
-from syncserver.wheel import Alarm, Wheel
+from syncserver.wheel import Wheel
 
-logger = logging.getLogger("syncserver.websocket")
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_KEY_BYTES = 16
+_VERSION = "13"
+_UPGRADE_REQUIRED, _UNAVAILABLE = 426, 503
+_REFUSALS = {
+    400: "This is the address of a WebSocket; its handshake is RFC 6455, 4.1",
+    403: "Pages of this origin may not connect",
+    _UPGRADE_REQUIRED: "The version of WebSocket spoken here is 13",
+    _UNAVAILABLE: "This daemon is closing",
+}
 
 
-class WebSocketHandler(tornado.websocket.WebSocketHandler):
-    """One WebSocket of a browser; every wire protocol can be spoken over it.
+class WebSocketHandler(RequestHandler):
+    """The handshake of one WebSocket; every wire protocol can be spoken over it.
 
     :param protocol: makes the wire protocol object of each connection.
     :param allowed_origins: pages that may connect (``handlers.base``); None: those that
@@ -35,8 +43,6 @@ class WebSocketHandler(tornado.websocket.WebSocketHandler):
     :param ping_pong_interval: seconds between pings; 0 or None: none. By default what
         the registry's limits say.
     """
-
-    session: Session
 
     @classmethod
     def get_route(
@@ -57,94 +63,55 @@ class WebSocketHandler(tornado.websocket.WebSocketHandler):
     ) -> None:
         """Take the options of the route."""
         self._registry = service_registry
-        self._limits = service_registry.limits
-        self._protocol = protocol
         self._allowed_origins = allowed_origins
-        self._ping_seconds = ping_pong_interval or 0
-        if self._ping_seconds < 0:
-            self._ping_seconds = self._limits.ping_seconds
-        self._wheel = wheel
-        self._alarm: Alarm | None = None
-        self._alive = True
+        ping_seconds = ping_pong_interval or 0
+        if ping_seconds < 0:
+            ping_seconds = service_registry.limits.ping_seconds
+        self._terms = Terms(service_registry, protocol, wheel, ping_seconds)
 
-    def get_websocket_protocol(self) -> tornado.websocket.WebSocketProtocol | None:
-        """Return Tornado's side of the connection, made to say why it ends one."""
-        protocol = super().get_websocket_protocol()
-        if type(protocol) is tornado.websocket.WebSocketProtocol13:
-            return ExplainingProtocol(self, mask_outgoing=False, params=protocol.params)
-        return protocol
-
-    @property
-    def ping_interval(self) -> float | None:
-        """Return None: the wheel pings, not a task for each connection."""
-        return None
-
-    @property
-    def max_message_size(self) -> int:
-        """Return how many bytes a message may have; more ends the connection with 1009."""
-        return self._limits.max_message_bytes
-
-    def check_origin(self, origin: str) -> bool:
-        """Tell whether a page may connect; 403 if not."""
-        if self._allowed_origins is None:
-            return super().check_origin(origin)
-        return origin_allowed(origin, self._allowed_origins)
-
-    def prepare(self) -> Awaitable[None] | None:
-        """Send new clients elsewhere while the server is closing; ask the list of origins.
-
-        Tornado asks ``check_origin`` only where Origin and Host differ, but a page whose name
-        was made to point here (DNS rebinding) has the same in both.
-        """
-        origin = self.request.headers.get("Origin")
-        if self._registry.draining:
-            self.set_header("Retry-After", "1")
-            self.send_error(503)
-        elif self._allowed_origins is not None and origin and not self.check_origin(origin):
-            self.send_error(403)
-        return None
-
-    def open(self, *args: str, **kwargs: str) -> None:
-        """Open a session for the socket."""
-        self._registry.sockets += 1
-        outlet = Outlet(self, self._drained, self._limits.max_send_buffer_bytes)
-        address = self.request.remote_ip or ""
-        self.session = self._registry.connect(self._protocol(), outlet, remote_address=address)
-        if self._ping_seconds:
-            self._alarm = self._wheel.call_later(self._ping_seconds, self._ping)
-
-    def on_message(self, message: str | bytes) -> None:
-        """Hand a text to the session; a binary message is read as the text it holds."""
-        self._alive = True
-        self.session.receive(message)
-
-    def on_pong(self, data: bytes) -> None:
-        """Note that the peer lives."""
-        self._alive = True
-
-    def on_close(self) -> None:
-        """Tell the session that its socket is gone."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._registry.sockets -= 1
-        self.session.connection_lost()
-
-    def _drained(self) -> None:
-        self._alive = True
-        self.session.drained()
-
-    def _ping(self) -> None:
-        self._alive = False
-        try:
-            self.ping()
-        except tornado.websocket.WebSocketClosedError:
-            return
-        wait = min(self._limits.pong_seconds, self._ping_seconds)
-        self._alarm = self._wheel.call_later(wait, functools.partial(self._expect_pong, wait))
-
-    def _expect_pong(self, waited: float) -> None:
-        if self._alive:
-            self._alarm = self._wheel.call_later(self._ping_seconds - waited, self._ping)
+    def get(self, *args: str, **kwargs: str) -> None:
+        """Shake hands, and hand the socket over."""
+        refusal = self._refusal()
+        if refusal is not None:
+            self.send_error(refusal)
         else:
-            logger.info("No pong from %s", self.request.remote_ip)
-            self.session.abort(CloseCode.NO_PONG)
+            self._accept(self.request.headers["Sec-WebSocket-Key"])
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Say in a line what is wrong, and in the header what would be right."""
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        if status_code == _UPGRADE_REQUIRED:
+            self.set_header("Sec-WebSocket-Version", _VERSION)
+        elif status_code == _UNAVAILABLE:
+            self.set_header("Retry-After", "1")
+        self.finish(_REFUSALS.get(status_code, self._reason) + "\n")
+
+    def _refusal(self) -> int | None:
+        headers = self.request.headers
+        if self._registry.draining:  # new clients go elsewhere
+            return _UNAVAILABLE
+        if not may_ask(self.request, self._allowed_origins):
+            return 403
+        upgrades = [name.strip() for name in headers.get("Connection", "").lower().split(",")]
+        if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in upgrades:
+            return 400
+        if headers.get("Sec-WebSocket-Version") != _VERSION:
+            return _UPGRADE_REQUIRED
+        return None if _is_key(headers.get("Sec-WebSocket-Key", "")) else 400
+
+    def _accept(self, key: str) -> None:
+        digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+        self.clear_header("Content-Type")
+        self.set_status(101)
+        self.set_header("Upgrade", "websocket")
+        self.set_header("Connection", "Upgrade")
+        self.set_header("Sec-WebSocket-Accept", base64.b64encode(digest))
+        self.finish()
+        outlet.connect(self._terms, self.request.remote_ip or "", self.detach())
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text, validate=True)) == _KEY_BYTES
+    except (binascii.Error, ValueError):
+        return False
