@@ -9,27 +9,28 @@ import argparse
 import errno
 import functools
 import logging
-import os
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
-from syncserver.configfile import load
+from syncserver.commands import check_config, doctor, generate_key, publish, tail
+from syncserver.commands.base import (
+    CANNOT_WRITE,
+    INTERNAL,
+    INTERRUPTED,
+    REFUSED,
+    UNAVAILABLE,
+    Commands,
+    Failed,
+    add_settings,
+    fail,
+    read_settings,
+)
 from syncserver.errors import ConfigError, Unavailable
-from syncserver.logs import CONTROLS, LogHandler
+from syncserver.logs import LogHandler
 from syncserver.version import __version__
-
-UNAVAILABLE = 69
-INTERNAL = 70
-CANNOT_WRITE = 73
-REFUSED = 78
-INTERRUPTED = 128 + signal.SIGINT
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 logger = logging.getLogger("syncserver.cli")
 
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ConfigError as error:
-        return _fail(REFUSED, str(error))
+        more = f" (and {len(error.others)} more: syncserver check-config)" if error.others else ""
+        return fail(REFUSED, error.located() + more)
+    except Failed as failed:
+        return fail(failed.code, str(failed))
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:
@@ -81,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_client(commands)
+    for command in (check_config, generate_key, doctor, publish, tail):
+        command.add(commands)
     return parser
 
 
@@ -95,26 +101,13 @@ def _add_serve(commands: Commands) -> None:
         " made and kept; its file is named at start.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="TOML file with the settings; without it the file that SYNCSERVER_CONFIG names, or"
-        " else the defaults",
-    )
+    add_settings(parser)
     parser.add_argument(
         "--app",
         metavar="MODULE:ATTRIBUTE",
         help="serve a pair of registries (frontend, backend) made in Python, or a function that"
         " returns one, in place of the [services] of the file; a function with a parameter is"
         " given the settings",
-    )
-    parser.add_argument(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="one setting of the fixed sections, before those of environment and file, such as"
-        " frontend.port=8080; may stand several times",
     )
     parser.add_argument(
         "--workers",
@@ -161,18 +154,16 @@ def _workers(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from syncserver import app, running  # noqa: PLC0415  # --help does not wait for Tornado
+    from syncserver import running  # noqa: PLC0415  # --help does not wait for Tornado
 
     _log_to_stderr(options.log_level)
-    read = functools.partial(
-        load, options.config, dict(os.environ), app.KNOWN, assignments=options.set
-    )
+    read = functools.partial(read_settings, options, make_key=True)
     config = read()
     try:
         return running.run(config, application=options.app, workers=options.workers, read=read)
     except Unavailable as error:
         mend = "start it, or change engine"
-        return _fail(UNAVAILABLE, f"engine {config.shown_engine}: {error}; {mend}")
+        return fail(UNAVAILABLE, f"engine {config.shown_engine}: {error}; {mend}")
     except OSError as error:
         if error.errno not in _BIND_ERRNOS and not isinstance(error, socket.gaierror):
             raise
@@ -180,7 +171,7 @@ def _serve(options: argparse.Namespace) -> int:
             f"{door.address} port {door.port}" for door in (config.frontend, config.backend)
         )
         mend = "is another daemon running? Else change address or port of [frontend] or [backend]"
-        return _fail(UNAVAILABLE, f"cannot listen on {doors}: {error.strerror}; {mend}")
+        return fail(UNAVAILABLE, f"cannot listen on {doors}: {error.strerror}; {mend}")
 
 
 def _copy_client(options: argparse.Namespace) -> int:
@@ -194,14 +185,9 @@ def _copy_client(options: argparse.Namespace) -> int:
             print(out / name)
     except OSError as error:
         place = error.filename2 or error.filename or out
-        return _fail(CANNOT_WRITE, f"{place}: {error.strerror or error}")
+        return fail(CANNOT_WRITE, f"{place}: {error.strerror or error}")
     return 0
 
 
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[LogHandler()])
-
-
-def _fail(code: int, message: str) -> int:
-    print(f"syncserver: {message.translate(CONTROLS)}", file=sys.stderr)
-    return code

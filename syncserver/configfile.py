@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from syncserver.config import (
+    MEMORY,
     Backend,
     Config,
     DealerConfig,
@@ -25,7 +27,7 @@ from syncserver.config import (
 )
 from syncserver.configtable import Table, settings_of, shown
 from syncserver.errors import ConfigError
-from syncserver.keys import ensure_key_file, read_api_keys, read_key_file
+from syncserver.keys import ensure_key_file, find_key_file, read_api_keys, read_key_file
 from syncserver.overrides import override
 from syncserver.tls import make_context
 
@@ -40,47 +42,72 @@ def load(
     known: Known | None = None,
     *,
     assignments: Iterable[str] = (),
+    make_key: bool = True,
 ) -> Config:
     """Return the settings of a file (else of SYNCSERVER_CONFIG, else the defaults).
 
     Variables of the environment named ``SYNCSERVER_SECTION__KEY`` go before the file, and
-    ``assignments``, each ``SECTION.KEY=VALUE``, before these. Raises ConfigError; may make the
-    file of the daemon's own key.
+    ``assignments``, each ``SECTION.KEY=VALUE``, before these. Raises the first ConfigError, which
+    has the others; makes the file of the daemon's own key unless ``make_key`` is false.
     """
     known = known or Known()
     source = path if path is not None else environ.get("SYNCSERVER_CONFIG") or None
-    content = {} if source is None else _parsed(source)
-    root = Table(source or "settings", content, override(content, environ, assignments))
-    root.only(settings_of(Config))
-    insecure = root.get("insecure", bool, False)
+    text = "" if source is None else _read(source)
+    content = _parsed(source or "", text)
+    overrides = override(content, environ, assignments)
+    root = Table(source or "settings", content, overrides, text)
     directory = Path(source or "").parent
-    frontend = _frontend(root.table("frontend"), insecure, directory)
-    return Config(
-        engine=_engine(root, known),
+    root.only(settings_of(Config))
+    insecure = root.attempt(lambda: root.get("insecure", bool, False), False)
+    frontend = root.attempt(
+        lambda: _frontend(root.table("frontend"), insecure, directory), Frontend()
+    )
+    config = Config(
+        engine=root.attempt(lambda: _engine(root, known), MEMORY),
         insecure=insecure,
         frontend=frontend,
-        limits=_limits(root.table("limits")),
-        models=MappingProxyType({name: _model(table) for name, table in root.tables("models")}),
-        services=_services(root, known),
+        limits=root.attempt(lambda: _limits(root.table("limits")), Limits()),
+        models=MappingProxyType(root.attempt(lambda: root.each_table("models", _model), {})),
+        services=root.attempt(lambda: _services(root, known), default_services()),
         source=source,
         given=tuple(content),
-        # Last, as it may make a file.
-        backend=_backend(root.table("backend"), frontend, environ, directory),
+        backend=root.attempt(
+            lambda: _backend(root.table("backend"), frontend, environ, directory), Backend()
+        ),
     )
+    if not (config.backend.api_keys or root.problems):
+        config = root.attempt(lambda: _with_own_key(config, environ, make_key=make_key), config)
+    if root.problems:
+        first, *others = root.problems
+        first.others = tuple(others)
+        raise first
+    return config
 
 
-def _parsed(source: str) -> dict[str, Any]:
+def _with_own_key(config: Config, environ: Mapping[str, str], *, make_key: bool) -> Config:
+    """Return the settings with the daemon's own key, if it is there or may be made."""
+    path = ensure_key_file(environ) if make_key else find_key_file(environ)
+    keys = (replace(read_key_file(path), id="own"),) if path.exists() else ()
+    return replace(config, backend=replace(config.backend, api_keys=keys, key_file=str(path)))
+
+
+def _read(source: str) -> str:
     try:
         content = Path(source).read_bytes()
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
     try:
-        return tomllib.loads(content.decode())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not TOML: {error}") from error
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{source}: not UTF-8 (at line {line}); save it as UTF-8") from error
+
+
+def _parsed(source: str, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from error
 
 
 def _engine(root: Table, known: Known) -> str:
@@ -106,20 +133,18 @@ def _backend(
     if backend.port and (backend.address, backend.port) == (frontend.address, frontend.port):
         raise table.error("port", "the frontend has the same; give each its own")
     if "api_keys" not in table.content:
-        path = ensure_key_file(environ)
-        return replace(
-            backend, api_keys=(replace(read_key_file(path), id="own"),), key_file=str(path)
-        )
+        return backend
     return replace(backend, api_keys=read_api_keys(table, environ, directory))
 
 
 def _door(table: Table, default: Door, directory: Path) -> Door:
     """Return ``default`` with the address, port and certificate that a table sets."""
     table.only(settings_of(type(default)))
-    port = table.get("port", int, default.port)
-    if not 0 <= port <= 65535:
-        raise table.error("port", "out of range; 1 to 65535, or 0 for any free port")
-    door = replace(default, address=table.name("address", default.address), port=port)
+    door = replace(
+        default,
+        address=table.attempt(lambda: table.name("address", default.address), default.address),
+        port=table.attempt(lambda: _port(table, default.port), default.port),
+    )
     files: dict[str, Any] = {
         name: str(directory / table.name(name))
         for name in ("tls_cert", "tls_key")
@@ -135,18 +160,30 @@ def _door(table: Table, default: Door, directory: Path) -> Door:
     return replace(door, **files)
 
 
+def _port(table: Table, default: int) -> int:
+    port = table.get("port", int, default)
+    if not 0 <= port <= 65535:
+        raise table.error("port", "out of range; 1 to 65535, or 0 for any free port")
+    return port
+
+
 def _limits(table: Table) -> Limits:
     table.only(settings_of(Limits))
-    values: dict[str, Any] = {}
-    for name, default in asdict(Limits()).items():
-        value = table.get(name, float if name.endswith("_seconds") else int, default)
-        if not 0 < value <= _LARGEST:
-            raise table.error(name, f"out of range; more than 0, at most {_LARGEST}")
-        values[name] = value
+    values = {
+        name: table.attempt(functools.partial(_limit, table, name, default), default)
+        for name, default in asdict(Limits()).items()
+    }
     limits = Limits(**values)
     if limits.max_message_bytes > limits.max_inbox_bytes:
         raise table.error("max_inbox_bytes", "smaller than one message of max_message_bytes")
     return limits
+
+
+def _limit(table: Table, name: str, default: float) -> Any:
+    value = table.get(name, float if name.endswith("_seconds") else int, default)
+    if not 0 < value <= _LARGEST:
+        raise table.error(name, f"out of range; more than 0, at most {_LARGEST}")
+    return value
 
 
 def _model(table: Table) -> Model:
@@ -157,8 +194,8 @@ def _model(table: Table) -> Model:
 def _services(root: Table, known: Known) -> Mapping[str, ServiceConfig]:
     if "services" not in root.content:
         return default_services()
-    services = {name: _service(table, known) for name, table in root.tables("services")}
-    if not services:
+    services = root.each_table("services", lambda table: _service(table, known))
+    if not root.content["services"]:
         raise root.error("services", "empty; add [services.NAME], or leave it out for the defaults")
     for name in services:
         if name.endswith("_backend"):
@@ -169,7 +206,7 @@ def _services(root: Table, known: Known) -> Mapping[str, ServiceConfig]:
 
 def _service(table: Table, known: Known) -> ServiceConfig:
     type_ = _type(table, known.services, ("type",))
-    dealers = {name: _dealer(dealer, known) for name, dealer in table.tables("dealers")}
+    dealers = table.each_table("dealers", lambda dealer: _dealer(dealer, known))
     return ServiceConfig(
         type=type_,
         dealers=MappingProxyType(dealers),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 from syncserver.config import suggest
+from syncserver.configlines import line_of
 from syncserver.errors import ConfigError
 
 T = TypeVar("T")
@@ -32,7 +35,9 @@ class Table:
     source: str
     content: Mapping[str, Any]
     overrides: Mapping[str, str]
+    text: str = ""
     path: tuple[str, ...] = ()
+    problems: list[ConfigError] = field(default_factory=list)
 
     def error(self, key: str, what: str) -> ConfigError:
         """Return a refusal of the value of ``key``, whether it came from file or environment."""
@@ -40,13 +45,23 @@ class Table:
         if variable := self.overrides.get(".".join((*self.path, name))):
             return ConfigError(f"{variable}{''.join(index)}: {what}")
         table = f"[{'.'.join(map(shown, self.path))}] " if self.path else ""
-        return ConfigError(f"{self.source}: {table}{key}: {what}")
+        line = line_of(self.text, tuple(chain.from_iterable(map(_steps, (*self.path, key)))))
+        return ConfigError(f"{self.source}: {table}{key}: {what}", source=self.source, line=line)
+
+    def attempt(self, part: Callable[[], T], otherwise: T) -> T:
+        """Return what ``part`` does; if it is refused note that, and go on with ``otherwise``."""
+        try:
+            return part()
+        except ConfigError as error:
+            self.problems.append(error)
+            return otherwise
 
     def only(self, names: Sequence[str]) -> None:
-        """Refuse keys that are none of ``names``."""
+        """Note keys that are none of ``names`` as refused."""
         for key in self.content:
             if key not in names:
-                raise self.error(shown(key), f"unknown key; {suggest(key, names)}")
+                what = f"unknown key; {suggest(key, names)}"
+                self.problems.append(self.error(shown(key), what))
 
     def get(self, key: str, kind: type[T], default: T) -> T:
         """Return the value of a key that may be left out."""
@@ -99,8 +114,27 @@ class Table:
         parent = self.table(key)
         for name in parent.content:
             if not name or not name.isprintable():
-                raise parent.error(shown(name), "no name; give it letters and digits")
-            yield name, parent.table(name)
+                what = "no name; give it letters and digits"
+                self.problems.append(parent.error(shown(name), what))
+            elif found := self.attempt(functools.partial(parent.table, name), None):
+                yield name, found
+
+    def each_table(self, key: str, make: Callable[[Table], T]) -> dict[str, T]:
+        """Return what ``make`` makes of each of the named tables under a key."""
+        made = {}
+        for name, table in self.tables(key):
+            one = self.attempt(functools.partial(make, table), None)
+            if one is not None:
+                made[name] = one
+        return made
+
+
+def _steps(key: str) -> tuple[str | int, ...]:
+    """Return a key as it is told, ``name``, ``name[0]`` or quoted, as steps into the file."""
+    if key.startswith('"'):
+        return (json.loads(key),)
+    name, _, index = key.partition("[")
+    return (name, int(index.removesuffix("]"))) if index else (name,)
 
 
 def _kind_of(value: object) -> str:
@@ -114,4 +148,4 @@ def shown(key: str) -> str:
 
 def settings_of(settings: type) -> list[str]:
     """Return the names that a file may use for the fields of a dataclass."""
-    return [field.name for field in fields(settings) if field.name not in _FOUND]
+    return [one.name for one in fields(settings) if one.name not in _FOUND]

@@ -230,7 +230,24 @@ class PositionLost(Exception):
 
 
 class ConfigError(Exception):
-    """The configuration is refused; the message names file, key and mend."""
+    """The configuration is refused; the message names file, key and mend.
+
+    :ivar source: the file that the message begins with, where the line is known.
+    :ivar others: what else is refused, in the order in which it was found.
+    """
+
+    def __init__(self, message: str, *, source: str = "", line: int | None = None) -> None:
+        super().__init__(message)
+        self.others: tuple[ConfigError, ...] = ()
+        self.source = source
+        self.line = line
+
+    def located(self) -> str:
+        """Return the message with the line after the file: ``FILE:LINE: ...``."""
+        message = str(self)
+        if self.line is None:
+            return message
+        return f"{self.source}:{self.line}{message.removeprefix(self.source)}"
 
 
 class CloseCode(enum.IntEnum):

@@ -5,6 +5,7 @@ In ``[backend] api_keys`` a key is a string, or a table that says more of it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from syncserver.errors import ConfigError
 
 MIN_KEY_CHARACTERS = 32
 MAX_KEY_CHARACTERS = 1024
-MAKE_A_KEY = """make one with "python -c 'import secrets; print(secrets.token_urlsafe(32))'\""""
+MAKE_A_KEY = "make one with 'syncserver generate-key --id NAME'"
 
 _HASH = re.compile("[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -37,18 +38,23 @@ def read_api_keys(table: Table, environ: Mapping[str, str], directory: Path) -> 
     keys: list[ApiKey] = []
     for index, value in enumerate(table.get("api_keys", list, [])):
         place = f"api_keys[{index}]"
-        if type(value) is dict:
-            key = _read_entry(table.entry(place, value), find)
-        else:
-            key = table.checked(place, value, find)
+        key = table.attempt(functools.partial(_read_key, table, place, value, find), None)
+        if key is None:
+            continue
         for other in keys:
             _check_pair(table, place, key, other)
         keys.append(key)
-    if not keys:
+    if not table.content["api_keys"]:
         raise table.error("api_keys", "no key in the list; add one, or leave the list out")
-    if all(key.expired() for key in keys):
+    if keys and all(key.expired() for key in keys):
         raise table.error("api_keys", "every key has expired; add one that has not")
     return tuple(keys)
+
+
+def _read_key(table: Table, place: str, value: object, find: Callable[[str], ApiKey]) -> ApiKey:
+    if isinstance(value, dict):
+        return _read_entry(table.entry(place, value), find)
+    return table.checked(place, value, find)
 
 
 def _read_entry(entry: Table, find: Callable[[str], ApiKey]) -> ApiKey:
@@ -144,9 +150,14 @@ def read_key_file(path: Path) -> ApiKey:
         raise ConfigError(f"{path} is refused: {error}") from error
 
 
+def find_key_file(environ: Mapping[str, str]) -> Path:
+    """Return where the daemon's own key is kept, or would be."""
+    return _state_directory(environ) / "api-key"
+
+
 def ensure_key_file(environ: Mapping[str, str]) -> Path:
     """Return the file of the daemon's own key, made at the first start; the starts agree on it."""
-    path = _state_directory(environ) / "api-key"
+    path = find_key_file(environ)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shared = path.parent.stat().st_mode & 0o022

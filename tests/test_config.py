@@ -38,7 +38,7 @@ from syncserver.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 KEY = "a-key-that-is-long-enough-for-use"
-MAKE_ONE = """make one with "python -c 'import secrets; print(secrets.token_urlsafe(32))'\""""
+MAKE_ONE = "make one with 'syncserver generate-key --id NAME'"
 
 Write = Callable[[str], str]
 

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "logs",
         "config",
         "configfile",
+        "configlines",
         "configtable",
         "keys",
         "overrides",
@@ -38,7 +39,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("services/",),
     ("registry",),
     ("handlers/",),
-    ("doors", "server", "workers", "app", "running", "cli", "__main__"),
+    ("doors", "server", "workers", "app", "running"),
+    ("commands/",),
+    ("cli", "__main__"),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
@@ -50,6 +53,7 @@ STANDS_ON = {
     ("configfile", "tls"),  # a certificate is tried before anything starts
     ("configfile", "overrides"),  # after the environment was laid over it
     ("configtable", "config"),
+    ("configtable", "configlines"),
     ("overrides", "apikeys"),
     ("overrides", "config"),
     ("overrides", "configtable"),
@@ -101,8 +105,7 @@ STANDS_ON = {
     ("running", "app"),
     ("running", "server"),
     ("running", "workers"),
-    ("cli", "app"),
-    ("cli", "running"),
+    ("commands.tail", "commands.tailing"),
     ("__main__", "cli"),
 }
 
