@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import selectors
 import socket
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -47,6 +47,7 @@ class Lean:
         self.ready = self.failed = 0
         self.connecting = False
         self.position = ""
+        self.waiting = False
         self.mark = b""
         self._forget()
 
@@ -67,8 +68,12 @@ class Lean:
 
     def run(self) -> None:
         """Take commands until there are no more."""
-        for line in sys.stdin:
-            name, *args = line.split()
+        self.selector.register(0, selectors.EVENT_READ)
+        while True:
+            self.turn_until(lambda: self.waiting, float("inf"))
+            name, *args = self.line().split() or ["end"]
+            if name == "end":
+                return
             if name == "connect":
                 self.connect(args)
             elif name == "await":
@@ -77,6 +82,14 @@ class Lean:
                 self.drop()
             self.answer()
             self.connecting = False
+
+    def line(self) -> str:
+        """Read the command that waits, and nothing of the next; empty at the end."""
+        said = b""
+        while not said.endswith(b"\n") and (one := os.read(0, 1)):
+            said += one
+        self.waiting = False
+        return said.decode()
 
     def connect(self, args: list[str]) -> None:
         """Open clients, as ``load.c`` does."""
@@ -115,11 +128,11 @@ class Lean:
         """Serve sockets until something holds or the time is up."""
         end = now() + seconds * 1_000_000
         while not done() and now() < end:
-            if not self.clients:
-                time.sleep(0.01)
-                continue
             for key, _ in self.selector.select(0.02):
                 client = key.data
+                if client is None:
+                    self.waiting = True
+                    continue
                 try:
                     self.serve(client)
                 except (OSError, ValueError):

@@ -72,7 +72,9 @@ def talking(
                     peer.sendall(piece)
                 else:
                     came.append(peer.recv(4096))
-            came.append(peer.recv(4096))
+            peer.shutdown(socket.SHUT_WR)
+            while got := peer.recv(4096):
+                came.append(got)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -152,6 +154,15 @@ def test_a_client_of_socket_io_joins_and_answers_pings(start: Sequence[str]) -> 
             assert generator.wait(1, 10).frames == 1
         assert b"Sec-WebSocket-Key" in came[0]
     assert came[1:3] == [b"\x81\x82\0\0\0\x0040", b"\x81\x81\0\0\0\x003"]
+
+
+def test_frames_are_taken_when_they_come_and_not_when_they_are_asked_for(
+    start: Sequence[str],
+) -> None:
+    with generating(start) as generator:
+        with talking([UPGRADED, frame(b"?", opcode=9), b""]) as (port, came):
+            assert generator.connect(port, "/ws", 1, seconds=10).ready == 1
+        assert came[1:] == [b"\x8a\x81\0\0\0\0?"]
 
 
 def test_a_client_that_is_refused_is_counted_as_failed(start: Sequence[str]) -> None:
