@@ -32,6 +32,7 @@ from syncserver.engines.base import (
     taken_notice,
 )
 from syncserver.engines.redis_appends import Appends, Keys, milliseconds, new_mark, quoted
+from syncserver.engines.redis_flights import Calls
 from syncserver.engines.redis_link import Links, unavailable
 from syncserver.engines.redis_reader import Reader, chained
 from syncserver.engines.redis_scripts import HEAD, PUT, READ, RELEASE, RENEW, REVOKE, TAKE
@@ -61,6 +62,7 @@ class RedisEngine(Engine):
     def __init__(self, limits: Limits | None, url: str) -> None:
         self._links = Links(url)
         self._keys = Keys(self._links.prefix, limits or Limits())
+        self._calls = Calls(self._links)
         self._appends = Appends(self._links, self._keys)
         self._readers: dict[str, Reader] = {}
 
@@ -89,7 +91,7 @@ class RedisEngine(Engine):
 
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         keys = [self._keys.key(kind, quoted(stream)) for kind in "ml"]
-        raw = await self._links.call(READ, keys, *after, limit, _READ_BYTES)
+        raw = await self._calls.call(READ, keys, *after, limit, _READ_BYTES)
         if raw in _LOST:
             raise PositionLost(RefetchReason(raw.decode()))
         if not isinstance(raw, list):
@@ -107,11 +109,11 @@ class RedisEngine(Engine):
 
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
         arguments = (quoted(grant.stream), str(grant.position), grant.body)
-        await self._links.call(PUT, [self._grant(token)], *arguments, milliseconds(seconds))
+        await self._calls.call(PUT, [self._grant(token)], *arguments, milliseconds(seconds))
 
     async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:
         before, after = taken_notice(token, 0).rsplit(b"0", 1)
-        answer = await self._links.call(
+        answer = await self._calls.call(
             TAKE,
             [self._grant(token)],
             *self._keys.retention(),
@@ -130,17 +132,17 @@ class RedisEngine(Engine):
         gone: list[str] = []
         for part in parts:
             keys = [self._grant(token) for token in part]
-            answer = await self._links.call(RENEW, keys, milliseconds(seconds))
+            answer = await self._calls.call(RENEW, keys, milliseconds(seconds))
             if not isinstance(answer, list):
                 raise Unavailable(_STRANGE)
             gone += [part[number] for number in answer]
         return gone
 
     async def release_grant(self, token: str, take: int, seconds: float) -> None:
-        await self._links.call(RELEASE, [self._grant(token)], take, milliseconds(seconds))
+        await self._calls.call(RELEASE, [self._grant(token)], take, milliseconds(seconds))
 
     async def revoke_grant(self, token: str, seconds: float) -> bool:
-        answer = await self._links.call(
+        answer = await self._calls.call(
             REVOKE,
             [self._grant(token)],
             *self._keys.retention(),
@@ -160,13 +162,14 @@ class RedisEngine(Engine):
         for reader in self._readers.values():
             await reader.close()
         await self._appends.close()
+        await self._calls.close()
         await self._links.close()
 
     async def _head(self, stream: str, ended: str = "") -> Position:
         """Return the head; a log whose epoch is ``ended`` begins anew."""
         meta = self._keys.key("m", quoted(stream))
         retention = self._keys.retention()
-        return _position(await self._links.call(HEAD, [meta], *retention, quoted(stream), ended))
+        return _position(await self._calls.call(HEAD, [meta], *retention, quoted(stream), ended))
 
     def _grant(self, token: str) -> str:
         return self._keys.key("g", token)

@@ -1,8 +1,4 @@
-"""Appends, gathered: what is asked for within one turn of the loop goes to Redis as one.
-
-While one flight is on its way the next gathers. Streams are apart: each has a script
-call of its own, several where it is much.
-"""
+"""Appends: the entries of one flight are one script call for each stream."""
 
 from __future__ import annotations
 
@@ -10,18 +6,17 @@ import asyncio
 import hashlib
 import math
 import secrets
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from syncserver.config import Limits
+from syncserver.engines.redis_flights import Flights
 from syncserver.engines.redis_link import Command, Links, invocation, unavailable
 from syncserver.engines.redis_scripts import APPEND
 from syncserver.errors import IdempotencyConflict, Unavailable
 from syncserver.position import Position
 
-_MAX_WAITING_BYTES = 32 * 1024 * 1024
 _MAX_FLIGHT_BYTES = 4 * 1024 * 1024
 _MAX_CALL_BYTES = 1024 * 1024
 _MAX_CALL_ENTRIES = 500
@@ -29,7 +24,6 @@ _MAX_FLIGHTS = 2
 _ENTRY_OVERHEAD_BYTES = 300
 _CALL_MS = 120_000
 _LONGEST_MS = 10**12
-_CLOSED = "The engine was closed"
 
 
 class Keys:
@@ -68,7 +62,7 @@ def new_mark() -> str:
     return secrets.token_hex(4)
 
 
-class _Waiting(NamedTuple):
+class _Append(NamedTuple):
     stream: str
     data: bytes
     key: str | None
@@ -85,70 +79,31 @@ class Appends:
     def __init__(self, links: Links, keys: Keys) -> None:
         self._links = links
         self._keys = keys
-        self._waiting: deque[_Waiting] = deque()
-        self._waiting_bytes = 0
-        self._armed = False
-        self._flights: set[asyncio.Task[None]] = set()
+        self._flights = Flights(self._fly, max_flights=_MAX_FLIGHTS, max_bytes=_MAX_FLIGHT_BYTES)
 
     async def append(self, stream: str, data: bytes, key: str | None) -> Position:
         """Append one entry; a caller that is cancelled may still find it in the log."""
-        one = _Waiting(stream, data, key, asyncio.get_running_loop().create_future())
-        if self._waiting and self._waiting_bytes + one.size > _MAX_WAITING_BYTES:
-            raise Unavailable("Too much waits for Redis")
-        self._waiting.append(one)
-        self._waiting_bytes += one.size
-        self._arm()
-        return await one.answer
+        answer = asyncio.get_running_loop().create_future()
+        position: Position = await self._flights.ask(_Append(stream, data, key, answer))
+        return position
 
     async def close(self) -> None:
         """Give up what waits and what is on its way."""
-        _settle(list(self._waiting), Unavailable(_CLOSED))
-        self._waiting.clear()
-        flights = tuple(self._flights)
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await self._flights.close()
 
-    def _arm(self) -> None:
-        if self._waiting and not self._armed and len(self._flights) < _MAX_FLIGHTS:
-            self._armed = True
-            asyncio.get_running_loop().call_soon(self._send)
+    async def _fly(self, appends: list[_Append]) -> list[Position | Exception]:
+        """Make a script call of each stream's entries, or several where it is much."""
+        streams: dict[str, list[int]] = {}
+        for number, one in enumerate(appends):
+            streams.setdefault(one.stream, []).append(number)
+        parts = [part for numbers in streams.values() for part in _parts(appends, numbers)]
+        calls = [self._invocation([appends[number] for number in part]) for part in parts]
+        places: dict[int, Position | Exception] = {}
+        for part, answer in zip(parts, await self._links.call_all(calls), strict=True):
+            places.update(zip(part, _places(answer, len(part)), strict=True))
+        return [places[number] for number in range(len(appends))]
 
-    def _send(self) -> None:
-        self._armed = False
-        if not self._waiting:
-            return
-        flight = asyncio.ensure_future(self._fly(list(self._load())))
-        self._flights.add(flight)
-        flight.add_done_callback(self._landed)
-
-    def _landed(self, flight: asyncio.Task[None]) -> None:
-        self._flights.discard(flight)
-        self._arm()
-
-    def _load(self) -> Iterator[list[_Waiting]]:
-        """Take as much as may fly at once, in parts that are one script call each."""
-        size = 0
-        streams: dict[str, list[_Waiting]] = {}
-        while self._waiting and (not size or size + self._waiting[0].size <= _MAX_FLIGHT_BYTES):
-            one = self._waiting.popleft()
-            self._waiting_bytes -= one.size
-            size += one.size
-            streams.setdefault(one.stream, []).append(one)
-        for entries in streams.values():
-            yield from _parts(entries)
-
-    async def _fly(self, calls: list[list[_Waiting]]) -> None:
-        answers: list[Any] = [Unavailable(_CLOSED)] * len(calls)
-        try:
-            answers = await self._links.call_all([self._invocation(call) for call in calls])
-        except Unavailable as error:
-            answers = [error] * len(calls)
-        finally:
-            for call, answer in zip(calls, answers, strict=True):
-                _settle(call, answer)
-
-    def _invocation(self, call: list[_Waiting]) -> Command:
+    def _invocation(self, call: list[_Append]) -> Command:
         stream = quoted(call[0].stream)
         keys = [self._keys.key("a", secrets.token_hex(8))]
         arguments = [stream, self._keys.idempotency_ms, _CALL_MS]
@@ -161,28 +116,17 @@ class Appends:
         return invocation(APPEND, keys, *self._keys.retention(), *arguments)
 
 
-def _parts(entries: list[_Waiting]) -> Iterator[list[_Waiting]]:
-    part: list[_Waiting] = []
+def _parts(appends: Sequence[_Append], numbers: Iterable[int]) -> Iterator[list[int]]:
+    part: list[int] = []
     size = 0
-    for one in entries:
-        if part and (size + one.size > _MAX_CALL_BYTES or len(part) == _MAX_CALL_ENTRIES):
+    for number in numbers:
+        more = appends[number].size
+        if part and (size + more > _MAX_CALL_BYTES or len(part) == _MAX_CALL_ENTRIES):
             yield part
             part, size = [], 0
-        part.append(one)
-        size += one.size
+        part.append(number)
+        size += more
     yield part
-
-
-def _settle(call: list[_Waiting], answer: Any) -> None:
-    """Hand the answer of one script call to those who wait for it."""
-    places = _places(answer, len(call))
-    for one, place in zip(call, places, strict=True):
-        if one.answer.done():
-            continue  # its caller went away
-        if isinstance(place, Position):
-            one.answer.set_result(place)
-        else:
-            one.answer.set_exception(place)
 
 
 def _places(answer: Any, count: int) -> list[Position | Exception]:

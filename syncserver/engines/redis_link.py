@@ -7,7 +7,6 @@ exception of redis-py becomes Unavailable here.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections import deque
@@ -18,12 +17,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import redis.asyncio
 import redis.exceptions
 
+from syncserver.engines.redis_patience import patience
 from syncserver.engines.redis_scripts import ALL, Script
 from syncserver.errors import ConfigError, Unavailable
 
 Command = tuple[Any, ...]
 
-_MAX_LINKS = 16
 _MAX_TIMEOUT_SECONDS = 60.0
 
 _OWN_OPTIONS = {"prefix", "timeout_seconds"}
@@ -119,7 +118,7 @@ class Link:
         Raises Unavailable, after ``seconds`` at most; the connection has ended then.
         """
         try:
-            async with asyncio.timeout(seconds):
+            async with patience(seconds):
                 await self._connection.connect()
                 packed = self._connection.pack_commands(commands)
                 await self._connection.send_packed_command(packed, check_health=False)
@@ -163,7 +162,6 @@ class Links:
         except (ValueError, TypeError, redis.exceptions.RedisError):
             raise _refused("it is no address of a Redis") from None
         self._idle: deque[Link] = deque()
-        self._free = asyncio.Semaphore(_MAX_LINKS)
         self._away = self._probing = False
 
     def make(self) -> Link:
@@ -189,13 +187,6 @@ class Links:
     def reached(self) -> None:
         """Hear that Redis answers, on whatever connection."""
         self._away = False
-
-    async def call(self, script: Script, keys: Sequence[str], *arguments: Any) -> Any:
-        """Return what a script returns; Unavailable if it failed."""
-        (answer,) = await self.call_all([invocation(script, keys, *arguments)])
-        if isinstance(answer, Exception):
-            raise unavailable(answer) from answer
-        return answer
 
     async def call_all(self, invocations: Sequence[Command]) -> list[Any]:
         """Return the answers of scripts; those that Redis had forgotten are called again."""
@@ -230,17 +221,11 @@ class Links:
             raise
 
     async def _once(self, commands: Sequence[Command]) -> list[Any]:
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                await self._free.acquire()
-        except TimeoutError:
-            raise Unavailable("Too many calls wait for Redis") from None
         link = self._idle.pop() if self._idle else self.make()
         try:
             answers = await link.ask(commands, self.timeout_seconds)
         finally:
             self._idle.append(link)
-            self._free.release()
         self.reached()
         return answers
 
