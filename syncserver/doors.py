@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from syncserver.accepting import BACKLOG, Acceptor
 from syncserver.config import Backend, Frontend
 from syncserver.tls import make_context, renew_context
 
@@ -47,13 +50,16 @@ class Door:
             max_header_size=_HEADER_BYTES,
             max_body_size=max_body_bytes,
         )
+        self._acceptors: list[Acceptor] = []
         self.port = 0
 
     def open(self) -> None:
         """Listen; OSError if the address is taken or is none of this machine."""
         settings = self._settings
-        sockets = bind_sockets(settings.port, settings.address, reuse_port=self._reuse_port)
-        self._server.add_sockets(sockets)
+        sockets = bind_sockets(
+            settings.port, settings.address, backlog=BACKLOG, reuse_port=self._reuse_port
+        )
+        self._acceptors = [Acceptor(one, self._take) for one in sockets]
         self.port = sockets[0].getsockname()[1]
 
     def renew_certificate(self, settings: Frontend | Backend) -> None:
@@ -63,7 +69,9 @@ class Door:
 
     def stop(self) -> None:
         """Take no new connections."""
-        self._server.stop()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
 
     async def close_all_connections(self) -> None:
         """Close those that are open."""
@@ -75,6 +83,19 @@ class Door:
         address = self._settings.address
         host = f"[{address}]" if ":" in address else address
         return f"{scheme}://{host}:{self.port}{path}"
+
+    def _take(self, connection: socket.socket, address: Any) -> None:
+        if self._tls is None:
+            self._server.handle_stream(IOStream(connection), address)
+            return
+        try:
+            secure = self._tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:  # the peer is gone already
+            connection.close()
+        else:
+            self._server.handle_stream(SSLIOStream(secure), address)
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("comparisons", "filters", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
-    ("flusher", "session", "stream", "tasks", "wheel"),
+    ("accepting", "flusher", "session", "stream", "tasks", "wheel"),
     ("views", "claims", "peers", "tickets", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
