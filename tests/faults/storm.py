@@ -1,9 +1,9 @@
 """Cut many clients at once and time their return.
 
-``python -m tests.faults.storm --clients 5000 --engine redis --backoff-ms 250``: the clients are
-connected to one daemon and cut in one moment, while the app goes on publishing. Each waits a
-random part of the backoff, as the client library does (0: none waits), and resumes with its
-position. None may miss a change, see one twice, or have to fetch again.
+``python -m tests.faults.storm --clients 5000 --engine redis --nodes 2 --backoff-ms 250``: the
+clients are connected to the nodes and cut in one moment, while the app goes on publishing. Each
+waits a random part of the backoff, as the client library does (0: none waits), and resumes at
+any node with its position. None may miss a change, see one twice, or have to fetch again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 class Page(asyncio.Protocol):
     """One client: token, position, and what it applied. It speaks just enough WebSocket."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, ports: Sequence[int], token: str) -> None:
         self.token = token
         self.position: str | None = None
         self.applied: list[int] = []
@@ -47,7 +48,7 @@ class Page(asyncio.Protocol):
         self.failures: Counter[str] = Counter()
         self.refused = 0
         self.settled: asyncio.Future[bool] | None = None
-        self._port = port
+        self._ports = ports
         self._gathered: list[int] = []
         self._buffer = b""
         self._upgraded = False
@@ -60,7 +61,8 @@ class Page(asyncio.Protocol):
         self.settled = loop.create_future()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await loop.create_connection(lambda: self, "127.0.0.1", self._port)
+                port = random.choice(self._ports)
+                await loop.create_connection(lambda: self, "127.0.0.1", port)
             async with asyncio.timeout(MAX_BACKOFF_SECONDS):
                 return await self.settled
         except (OSError, TimeoutError) as error:
@@ -87,7 +89,7 @@ class Page(asyncio.Protocol):
         self._transport = transport
         key = base64.b64encode(random.randbytes(16)).decode()
         transport.write(
-            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nUpgrade: websocket\r\n"
+            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
             "Sec-WebSocket-Version: 13\r\n\r\n".encode()
         )
@@ -193,13 +195,15 @@ class Result:
     wrong: int
 
 
-async def storm(folder: Path, engine: str, clients: int, backoff_seconds: float) -> Result:
+async def storm(
+    folder: Path, engine: str, clients: int, backoff_seconds: float, nodes: int = 1
+) -> Result:
     """Connect, cut, let all come back, and count what was lost."""
     began = time.monotonic()
-    async with cluster(folder, engine, 1) as some, asyncio.timeout(SECONDS):
+    async with cluster(folder, engine, nodes) as some, asyncio.timeout(SECONDS):
         site = Site(some, random.Random(1))
         node = some.nodes[0]
-        pages = await _connected(site, node, clients)
+        pages = await _connected(site, some.nodes, clients)
         for number in range(BEFORE):
             await _insert(site, node, number)
         setup = time.monotonic() - began
@@ -233,13 +237,15 @@ async def storm(folder: Path, engine: str, clients: int, backoff_seconds: float)
         )
 
 
-async def _connected(site: Site, node: Node, count: int) -> list[Page]:
+async def _connected(site: Site, nodes: Sequence[Node], count: int) -> list[Page]:
+    ports = [node.ports[0] for node in nodes]
     gate = asyncio.Semaphore(SETUP_AT_ONCE)
 
     async def one() -> Page:
         async with gate:
-            token = await site.post(node, "authorizeSubscription", items=[ITEMS["all"][0]])
-            page = Page(node.ports[0], token)
+            items = [ITEMS["all"][0]]
+            token = await site.post(random.choice(nodes), "authorizeSubscription", items=items)
+            page = Page(ports, token)
             assert await page.connect(), page.failures
             return page
 
@@ -291,12 +297,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--engine", choices=["redis", "sqlite"], default="sqlite")
+    parser.add_argument("--nodes", type=int, default=1, help="more than one on Redis only")
     parser.add_argument("--backoff-ms", type=float, default=250)
     options = parser.parse_args()
     allow_files(options.clients + SPARE_FILES)
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         result = asyncio.run(
-            storm(Path(folder), options.engine, options.clients, options.backoff_ms / 1000)
+            storm(
+                Path(folder),
+                options.engine,
+                options.clients,
+                options.backoff_ms / 1000,
+                options.nodes,
+            )
         )
     print(options.engine, f"backoff {options.backoff_ms:g} ms", result)
     if result.wrong:
