@@ -97,6 +97,10 @@ class Peers:
         """Return who has acquired ``token`` here: two for a moment, as it is taken over."""
         return tuple(self._tokens.get(token, ()))
 
+    def of_views(self, views: set[View]) -> list[Subscription]:
+        """Return who has one of these views."""
+        return [held for held in self.subscriptions() if views.intersection(held.views)]
+
     def add(self, subscription: Subscription) -> None:
         """Add a subscription that begins to join."""
         peer = subscription.peer

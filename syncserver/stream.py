@@ -65,6 +65,8 @@ class Stream(Generic[T]):
     :param decode: reads the bytes of an entry; pure, never raises.
     :param settle: sees each value once, in order, before it is delivered and kept.
     :param tail_bytes: how much of the past is kept decoded, and as much of what was settled.
+    :param past_seconds: how far back to begin, so that a node that has just started has settled
+        what those have that run longer.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Stream(Generic[T]):
         decode: Callable[[bytes], T],
         settle: Callable[[T], T] | None = None,
         tail_bytes: int,
+        past_seconds: float = 0,
     ) -> None:
         self.name = name
         self.cursor = Position.start()
@@ -86,6 +89,7 @@ class Stream(Generic[T]):
         self._decode = decode
         self._settle = settle
         self._tail_bytes = tail_bytes
+        self._past_seconds = past_seconds
         self._tail: dict[int, Record[T]] = {}
         self._tail_first = 1
         self._tail_size = 0
@@ -99,7 +103,7 @@ class Stream(Generic[T]):
         self._tickets = itertools.count()
 
     async def open(self) -> None:
-        """Begin to follow at the head; does nothing when it was done before."""
+        """Begin to follow; does nothing when it was done before."""
         if self._stop is not None:
             return
         if self._opening is None or self._opening.done():
@@ -171,10 +175,15 @@ class Stream(Generic[T]):
 
     async def _open(self) -> None:
         while self._stop is None:
-            self.cursor = await self._engine.head(self.name)
+            self.cursor = await self._begin()
             self._tail_first = self.cursor.offset + 1
             with contextlib.suppress(PositionLost):  # trimmed since: look again
                 self._stop = await self._engine.follow(self.name, self.cursor, self)
+
+    async def _begin(self) -> Position:
+        if self._past_seconds:
+            return await self._engine.since(self.name, self._past_seconds)
+        return await self._engine.head(self.name)
 
     def _accept(self, entry: Entry) -> bool:
         cursor, position = self.cursor, entry.position

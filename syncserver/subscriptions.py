@@ -71,6 +71,7 @@ class Subscriptions:
             decode=entries.decode,
             settle=settle,
             tail_bytes=limits.tail_bytes,
+            past_seconds=limits.reorder_seconds,
         )
         self.peers = Peers(service)
         self._joining = Joining(service, self.stream, views, self.peers, limits)
@@ -139,7 +140,7 @@ class Subscriptions:
 
     def end_views(self, views: Iterable[View], reason: RefetchReason) -> None:
         """End whoever has one of these views."""
-        for subscription in self._holders(set(views)):
+        for subscription in self.peers.of_views(set(views)):
             self._end(subscription, Refetch(reason))
 
     # Called by the stream, as its follower.
@@ -166,16 +167,15 @@ class Subscriptions:
     def lost(self, reason: RefetchReason) -> None:
         """End all subscriptions now and tell them in turn: what they missed cannot be had."""
         for subscription in self.peers.subscriptions():
-            if subscription.state is State.JOINING:
-                self._end(subscription, Refetch(reason))
-            else:
-                self._drop(subscription, Refetch(reason))
-                subscription.is_untold = True
-                self._execute_later(subscription)
+            self._end_in_turn(subscription, reason)
 
     def freshness(self, *, stale: bool) -> None:
         """Tell all peers that the log is out of reach, or back."""
         self.peers.tell_all(Freshness(self._service, stale))
+
+    def _expired(self, token: str) -> None:
+        for subscription in self.peers.of_token(token):
+            self._end_in_turn(subscription, RefetchReason.EXPIRED)
 
     # The steps of an acquire.
 
@@ -229,12 +229,8 @@ class Subscriptions:
         if narrowed.failed:
             self.end_views(narrowed.failed, RefetchReason.FILTER_FAILED)
 
-    def _holders(self, views: set[View]) -> list[Subscription]:
-        held = self.peers.subscriptions()
-        return [subscription for subscription in held if views.intersection(subscription.views)]
-
     def _condemn(self, views: set[View]) -> None:
-        for subscription in self._holders(views):
+        for subscription in self.peers.of_views(views):
             if subscription.state is State.JOINING:
                 self._end(subscription, Refetch(RefetchReason.REQUESTED))
             elif subscription.state is State.LIVE:
@@ -270,6 +266,15 @@ class Subscriptions:
         if not joining:
             self._tell_end(subscription)
 
+    def _end_in_turn(self, subscription: Subscription, reason: RefetchReason) -> None:
+        """End a subscription now, and tell its peer when it is its turn to fetch again."""
+        if subscription.state is State.JOINING:
+            self._end(subscription, Refetch(reason))
+        elif subscription.state is not State.GONE:
+            self._drop(subscription, Refetch(reason))
+            subscription.is_untold = True
+            self._execute_later(subscription)
+
     def _drop(self, subscription: Subscription, error: RPCError) -> None:
         self._detach(subscription)
         subscription.error = error
@@ -292,7 +297,3 @@ class Subscriptions:
     def _let_go(self, subscription: Subscription, *, kept: bool) -> None:
         claim = Claim(subscription.token, subscription.take, kept)
         self._tasks.spawn(self._claims.let_go(claim))
-
-    def _expired(self, token: str) -> None:
-        for subscription in self.peers.of_token(token):
-            self._end(subscription, Refetch(RefetchReason.EXPIRED))

@@ -52,8 +52,8 @@ class Gated(MemoryEngine):
 class Node:
     """A service with both its halves, and its peers."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.engine = Gated(limits)
+    def __init__(self, limits: Limits, engine: Gated | None = None) -> None:
+        self.engine = engine or Gated(limits)
         dealers = [KeyedDealer(name="Row", model="Row", key="list")]
         self.service = DataSyncService(
             "s", [*dealers, BroadcastDealer(name="Other", model="Other")],
@@ -606,6 +606,47 @@ async def test_a_held_grant_that_is_gone_ends_its_subscription_and_no_other() ->
         assert peer.told() == ["refetch expired"]
         await node.publish(1, 2, 3)
         assert peer.told() == ["delta 1", "delta 1", "position 1"]
+
+
+@on_virtual_time
+async def test_grants_that_expired_together_are_told_in_turn() -> None:
+    """As after a store was away for longer than grants live."""
+    many = 3 * LIMITS.refetch_per_second // 10
+    async with running() as node:
+        peers = [node.peer() for _ in range(many)]
+        for peer in peers:
+            token = await node.grant(1)
+            await peer.acquire(token)
+            await node.engine.release_grant(token, 1, 0)
+        heard = [peer for peer in peers if peer.told()]
+        while not heard:
+            await asyncio.sleep(0.001)
+            heard = [peer for peer in peers if peer.told()]
+        assert len(heard) == LIMITS.refetch_per_second // 10
+        await node.publish(1)
+        await asyncio.sleep(1)
+        rest = [peer.told() for peer in peers if peer not in heard]
+        assert rest == [["refetch expired"]] * (many - len(heard)), "they see nothing more"
+
+
+@on_virtual_time
+async def test_a_node_that_has_just_started_knows_the_late_from_the_latest() -> None:
+    async with running(Limits()) as old:
+        rows = [{"id": 1, "list": 1, "n": n} for n in range(3)]
+        await old.call("publishDeltas", deltas=[versioned(rows[1], rows[2], 2)])
+        new = Node(Limits(), old.engine)
+        await new.service.open()
+        peer, token = new.peer(), await new.grant(1)
+        assert await peer.acquire(token) == ["response 1"]
+        await new.call("publishDeltas", deltas=[versioned(rows[0], rows[1], 1)])
+        await turns()
+        (delta, _) = peer.take()
+        assert delta["message"]["delta"]["newData"] == rows[2]
+        await new.service.close()
+
+
+def versioned(old: Any, new: Any, version: int) -> dict[str, Any]:
+    return {"type": "update", "model": "Row", "oldData": old, "newData": new, "version": version}
 
 
 @on_virtual_time

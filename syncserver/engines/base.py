@@ -58,10 +58,14 @@ class GrantHeld(Exception):
 
 
 class Listener(Protocol):
-    """Who follows a stream. All methods are called on the event loop and return at once."""
+    """Who follows a stream. All methods are called on the event loop and return at once.
+
+    Entries come each once and in the order of the log, up to a ``position_lost``. A listener
+    that cannot do with less checks it by their marks, as ``Stream`` does.
+    """
 
     def entries_arrived(self, entries: Sequence[Entry]) -> None:
-        """Take entries in the order of the log; they may repeat or leave out some."""
+        """Take the next entries."""
 
     def went_stale(self) -> None:
         """Hear that the store is out of reach."""
@@ -102,6 +106,13 @@ class Engine(ABC):
     @abstractmethod
     async def head(self, stream: str) -> Position:
         """Return the position of the last entry; a stream that is not there begins."""
+
+    @abstractmethod
+    async def since(self, stream: str, seconds: float) -> Position:
+        """Return a position that all entries of so many last seconds follow, if still retained.
+
+        More may follow it, as much as the store finds simpler to give.
+        """
 
     @abstractmethod
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:

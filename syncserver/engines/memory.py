@@ -7,6 +7,7 @@ once a second, while there is something to sweep, drops what is old.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import hashlib
 import heapq
 import time
@@ -57,6 +58,9 @@ class MemoryEngine(Engine):
 
     async def head(self, stream: str) -> Position:
         return self._log(stream).head
+
+    async def since(self, stream: str, seconds: float) -> Position:
+        return self._log(stream).since(self._clock() - seconds)
 
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         return self._log(stream).read(after, limit)
@@ -231,6 +235,12 @@ class _Log:
                 asyncio.get_running_loop().call_soon(self._tell)
             self.news.append(entry)
         return position
+
+    def since(self, oldest: float) -> Position:
+        offsets = range(self.first, self.head.offset + 1)
+        older = bisect.bisect_left(offsets, oldest, key=self.times.__getitem__)
+        offset = self.first - 1 + older
+        return Position(self.head.epoch, offset, self._mark(offset))
 
     def read(self, after: Position, limit: int) -> list[Entry]:
         if after.epoch != self.head.epoch:

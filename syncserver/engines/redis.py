@@ -35,7 +35,7 @@ from syncserver.engines.redis_appends import Appends, Keys, milliseconds, new_ma
 from syncserver.engines.redis_flights import Calls
 from syncserver.engines.redis_link import Links, unavailable
 from syncserver.engines.redis_reader import Reader, chained
-from syncserver.engines.redis_scripts import HEAD, PUT, READ, RELEASE, RENEW, REVOKE, TAKE
+from syncserver.engines.redis_scripts import HEAD, PUT, READ, RELEASE, RENEW, REVOKE, SINCE, TAKE
 from syncserver.errors import PositionLost, RefetchReason, Unavailable
 from syncserver.position import Position
 
@@ -88,6 +88,11 @@ class RedisEngine(Engine):
 
     async def head(self, stream: str) -> Position:
         return await self._head(stream)
+
+    async def since(self, stream: str, seconds: float) -> Position:
+        keys = [self._keys.key(kind, quoted(stream)) for kind in "mls"]
+        found = await self._calls.call(SINCE, keys, milliseconds(seconds))
+        return await self.head(stream) if found is None else _position(found)
 
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         keys = [self._keys.key(kind, quoted(stream)) for kind in "ml"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from syncserver.engines.redis_link import Command, Links, invocation, unavailable
@@ -69,12 +69,16 @@ class Flights(Generic[T]):
 
     async def close(self) -> None:
         """Give up what waits and what is on its way."""
-        settle(self._waiting, [Unavailable("The engine was closed")] * len(self._waiting))
-        self._waiting.clear()
+        self._give_up(Unavailable("The engine was closed"))
         flights = tuple(self._flights)
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
+
+    def _give_up(self, error: Unavailable) -> None:
+        """Refuse what waits: Redis is out of reach, and each flight would find it out anew."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        settle(waiting, [error] * len(waiting))
 
     def _arm(self) -> None:
         if self._waiting and not self._armed and len(self._flights) < self._max_flights:
@@ -111,11 +115,12 @@ class Flights(Generic[T]):
             answers = await self._fly(some)
         except Unavailable as error:
             answers = [error] * len(some)
+            self._give_up(error)
         finally:
             settle(some, answers)
 
 
-def settle(some: Sequence[Waiting], answers: Sequence[Any]) -> None:
+def settle(some: Collection[Waiting], answers: Sequence[Any]) -> None:
     """Hand out answers; an exception is raised where it is waited for."""
     for one, answer in zip(some, answers, strict=True):
         if one.answer.done():

@@ -19,9 +19,8 @@ one hash tag, so that what a script names for itself is in the slot of its ``KEY
     ``h``, ``r``, ``x``: held, resumable, revoked; ``c``: the call that changed it last.
 
 A script that fails has written nothing: it reads first, and Redis refuses its first write or
-none. (A DEL of nothing is a write too: after it Redis would not look at its memory again.)
-Any script may be called twice, as happens when an answer is lost: the second call does
-nothing and gives the same answer.
+none. (A DEL of nothing is a write too: Redis would not look at its memory again.) Any may be called
+twice, as happens when an answer is lost: the second call does nothing and gives the same answer.
 
 Numbers leave Lua by ``%.0f`` only, as it writes large ones in another way.
 """
@@ -179,6 +178,29 @@ return place(log)
 """,
 )
 
+# KEYS: hash, entries, steps. ARGV: ms. Returns nothing where there is no log.
+SINCE = Script.of(
+    """
+local meta = redis.call('HMGET', KEYS[1], 'e', 'o', 'k', 'f')
+if not meta[1] then return nil end
+local time = redis.call('TIME')
+local oldest = time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1]
+local offset = tonumber(meta[4])
+for _, step in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+  local at, last = string.match(step, '^(%d+) (%d+) ')
+  if tonumber(at) >= oldest then break end
+  offset = math.max(offset, tonumber(last))
+end
+local id = string.format('%.0f-0', offset + 1)
+local next = redis.call('XRANGE', KEYS[2], id, id)[1]
+if next then
+  local mark = string.match(next[2][2], ' (%S+)$')
+  return meta[1] .. '.' .. string.format('%.0f', offset) .. '.' .. mark
+end
+return meta[1] .. '.' .. meta[2] .. '.' .. meta[3]
+"""
+)
+
 # KEYS: hash, entries. ARGV: epoch, offset and mark to read after; entries, bytes to stop at.
 READ = Script.of(
     """
@@ -275,4 +297,4 @@ return 1
 """,
 )
 
-ALL = (APPEND, HEAD, READ, PUT, TAKE, RENEW, RELEASE, REVOKE)
+ALL = (APPEND, HEAD, SINCE, READ, PUT, TAKE, RENEW, RELEASE, REVOKE)

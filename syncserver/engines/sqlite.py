@@ -77,6 +77,9 @@ class SQLiteEngine(Engine):
             self._heads.setdefault(stream, head)
         return self._heads[stream]
 
+    async def since(self, stream: str, seconds: float) -> Position:
+        return await self._write(lambda store: store.since(stream, seconds))
+
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         if self._closed or self._reads >= _MAX_READS:
             raise Unavailable

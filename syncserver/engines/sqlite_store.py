@@ -106,6 +106,22 @@ class Store:
         """Return the position of the last entry; a stream that is not there begins."""
         return self._log(stream).position
 
+    def since(self, stream: str, seconds: float) -> Position:
+        """Return the position before the first entry that is no older."""
+        log = self._log(stream)
+        row = self.db.execute(
+            "SELECT place, previous FROM entry"
+            " WHERE place >= ? AND place <= ? AND at >= ? ORDER BY place LIMIT 1",
+            (
+                place_of(log.id, log.first),
+                place_of(log.id, log.position.offset),
+                self._now - seconds,
+            ),
+        ).fetchone()
+        if row is None:
+            return log.position
+        return Position(log.position.epoch, row[0] - place_of(log.id, 0) - 1, row[1])
+
     def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
         """Keep a grant that nobody has taken."""
         self._grants.put(token, grant, self._now, seconds)

@@ -301,6 +301,28 @@ async def test_nothing_can_be_followed_from_a_position_that_is_lost(store: Store
             stop()
 
 
+async def test_what_came_in_the_last_seconds_follows_the_position_before_them(
+    store: Store,
+) -> None:
+    async with store.engine() as engine:
+        assert (await engine.since("s", 50)).offset == 0
+        await append_all(engine, numbered(3))
+        await store.pass_time(100)
+        new = await append_all(engine, numbered(3))
+        for seconds, least in ((1_000, 6), (50, 3)):
+            place = await engine.since("s", seconds)
+            found = [entry.position for entry in await engine.read("s", place, 10)]
+            assert found[-3:] == new
+            assert len(found) >= least
+
+
+async def test_a_position_of_some_time_ago_is_never_before_what_is_retained(store: Store) -> None:
+    async with store.engine(replace(LIMITS, retention_entries=2)) as engine:
+        await append_all(engine, numbered(200))
+        place = await engine.since("s", 1_000)
+        assert (await engine.read("s", place, 10))[-1].position == await engine.head("s")
+
+
 async def test_streams_are_independent(store: Store) -> None:
     async with store.engine() as engine:
         one, other = await engine.head("one"), await engine.head("other")

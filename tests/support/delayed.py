@@ -46,6 +46,9 @@ class Delayed(Engine):
     async def head(self, stream: str) -> Position:
         return await self._delayed(self._engine.head(stream))
 
+    async def since(self, stream: str, seconds: float) -> Position:
+        return await self._delayed(self._engine.since(stream, seconds))
+
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         return await self._delayed(self._engine.read(stream, after, limit))
 
