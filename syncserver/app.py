@@ -37,6 +37,8 @@ DEALERS = {
     "filter": "syncserver.dealers.filter:FilterDealer",
 }
 PROTOCOLS = {"native": ("/ws", "syncserver.protocols.native:NativeProtocol")}
+# Prefixes of SockJS, and which protocol is spoken below them.
+SOCKJS = {"/ws/sockjs": "native"}
 
 # What --app makes itself.
 _OF_SERVICES = ("engine", "limits", "models", "services")
@@ -94,6 +96,7 @@ def make_server(
         registries,
         engine,
         protocols={path: _load(protocol) for path, protocol in PROTOCOLS.values()},
+        sockjs={prefix: _load(PROTOCOLS[name][1]) for prefix, name in SOCKJS.items()},
         files=client_files(),
         reuse_port=reuse_port,
     )

@@ -22,6 +22,7 @@ _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])"
     r"(:(?P<port>[1-9][0-9]{0,4}|\*))?"
 )
+_SCRIPT_URL = re.compile(r"https?://[^\s\"'<>;,]+")
 _PORTS = {"http": "80", "https": "443"}
 
 LOCAL_ORIGINS = tuple(
@@ -36,6 +37,7 @@ class Frontend:
     """Where browsers connect, and the pages that may.
 
     An origin ends in ``:*`` when any port (or none) will do; ``*`` alone is any origin.
+    ``sockjs_client_url`` is where SockJS's pages for iframes get their script.
     """
 
     address: str = "127.0.0.1"
@@ -43,6 +45,7 @@ class Frontend:
     allowed_origins: tuple[str, ...] = LOCAL_ORIGINS
     tls_cert: str | None = None
     tls_key: str | None = None
+    sockjs_client_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,7 @@ class Limits:
     ping_seconds: float = 25
     pong_seconds: float = 10
     stall_seconds: float = 30
+    disconnect_seconds: float = 5
     call_seconds: float = 30
     drain_seconds: float = 10
     max_message_bytes: int = 64 * 1024
@@ -111,6 +115,8 @@ class Limits:
     max_inbox_messages: int = 256
     max_outbox_bytes: int = 1024 * 1024
     max_send_buffer_bytes: int = 256 * 1024
+    max_response_bytes: int = 128 * 1024
+    max_polling_sessions: int = 10_000
     max_deltas: int = 1_000
     max_items: int = 64
     max_subscriptions: int = 128
@@ -216,3 +222,10 @@ def check_origin(text: str, *, insecure: bool = False) -> str:
         raise ConfigError(f"{text!a} is no origin; write scheme://host {mend}")
     scheme, host, port = parts["scheme"], parts["host"], parts["port"]
     return f"{scheme}://{host}" + (f":{port}" if port and port != _PORTS.get(scheme) else "")
+
+
+def check_script_url(text: str) -> str:
+    """Return the URL of a script that a page may name, or raise ConfigError."""
+    if not _SCRIPT_URL.fullmatch(text):
+        raise ConfigError(f"{text!a} is no URL of a script; write https://HOST/PATH")
+    return text

@@ -23,6 +23,7 @@ from syncserver.config import (
     ServiceConfig,
     check_engine,
     check_origin,
+    check_script_url,
     default_services,
 )
 from syncserver.configtable import Table, settings_of, shown
@@ -120,10 +121,19 @@ def _engine(root: Table, known: Known) -> str:
 
 def _frontend(table: Table, insecure: bool, directory: Path) -> Frontend:
     frontend = _door(table, Frontend(), directory)
+    if url := table.get("sockjs_client_url", str, ""):
+        frontend = replace(frontend, sockjs_client_url=_checked_url(table, url))
     if "allowed_origins" not in table.content:
         return frontend
     origins = table.each("allowed_origins", lambda text: check_origin(text, insecure=insecure))
     return replace(frontend, allowed_origins=origins)
+
+
+def _checked_url(table: Table, url: str) -> str:
+    try:
+        return check_script_url(url)
+    except ConfigError as error:
+        raise table.error("sockjs_client_url", str(error)) from None
 
 
 def _backend(

@@ -79,7 +79,7 @@ def _meant(text: str, key: str) -> object:
     """Return a text as the value that a file would have: ``5800``, ``true``, a list."""
     if key in {"api_keys", "allowed_origins"}:
         return _parts(text)
-    if key in {"engine", "address", "tls_cert", "tls_key"}:
+    if key in {"engine", "address", "tls_cert", "tls_key", "sockjs_client_url"}:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]

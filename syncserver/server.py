@@ -17,6 +17,8 @@ from syncserver.errors import CloseCode, Unavailable
 from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
+from syncserver.handlers.sockjs import SockJSHandler
+from syncserver.handlers.sockjs_session import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
@@ -41,6 +43,7 @@ class Server:
 
     :param registries: for browsers, and for the web app.
     :param protocols: paths and the wire protocols that are spoken there.
+    :param sockjs: prefixes and the wire protocols that are spoken below them over SockJS.
     :param files: names and places of the browser library's files.
     :param reuse_port: share the addresses with other processes.
     """
@@ -52,11 +55,13 @@ class Server:
         engine: Engine | None = None,
         *,
         protocols: Mapping[str, type[Protocol]],
+        sockjs: Mapping[str, type[Protocol]],
         files: Mapping[str, Path],
         reuse_port: bool = False,
     ) -> None:
         self.config = config
         self._protocols = protocols
+        self._sockjs = sockjs
         self._files = files
         self._reuse_port = reuse_port
         self.frontend, self.backend = registries
@@ -65,6 +70,7 @@ class Server:
         self._origins = list(config.frontend.allowed_origins)
         self._wheel = Wheel()
         self._doors: dict[str, Door] = {}
+        self._sessions: list[Sessions] = []
         self.frontend_port = self.backend_port = 0
 
     async def start(self) -> None:
@@ -108,6 +114,8 @@ class Server:
         """Close everything at once."""
         for door in self._doors.values():
             door.stop()
+        for sessions in self._sessions:
+            sessions.close()
         await self.frontend.close()
         await self.backend.close()
         if self._engine is not None:
@@ -183,13 +191,28 @@ class Server:
             EventsHandler.get_route(
                 self.frontend,
                 "/events",
-                allowed_origins=self.config.frontend.allowed_origins,
+                allowed_origins=self._origins,
                 wheel=self._wheel,
             )
         )
+        for prefix, protocol in self._sockjs.items():
+            routes += self._sockjs_routes(prefix, protocol)
         for name, path in self._files.items():
             routes.append((f"/{name.replace('.', '[.]')}", ClientFileHandler, {"path": path}))
         return routes
+
+    def _sockjs_routes(self, prefix: str, protocol: type[Protocol]) -> list[Any]:
+        sessions = Sessions(self.frontend, protocol, self._wheel)
+        self._sessions.append(sessions)
+        return SockJSHandler.get_routes(
+            self.frontend,
+            prefix,
+            protocol=protocol,
+            allowed_origins=self._origins,
+            wheel=self._wheel,
+            sessions=sessions,
+            client_url=self.config.frontend.sockjs_client_url,
+        )
 
     def _backend_routes(self) -> list[Any]:
         return [

@@ -24,11 +24,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
+from syncserver.config import Limits
 from syncserver.errors import CloseCode
 from syncserver.handlers import frames
 from syncserver.protocols.base import Protocol, Run
 from syncserver.registry import ServiceRegistry
+from syncserver.session import Session
 from syncserver.wheel import Alarm, Wheel
 
 logger = logging.getLogger("syncserver.websocket")
@@ -45,6 +48,35 @@ class State(enum.Enum):
     GONE = enum.auto()
 
 
+class Messages:
+    """What texts are in the messages of a socket: each is one, and there are no others."""
+
+    opening: ClassVar[bytes] = b""
+    """Frames that are sent before all others."""
+    heartbeat: ClassVar[bytes] = b""
+    """Frames that are sent with each ping."""
+
+    def max_bytes(self, limits: Limits) -> int:
+        """Return how long a message of the peer may be."""
+        return limits.max_message_bytes
+
+    @staticmethod
+    def framed(texts: tuple[bytes, ...]) -> bytes:
+        """Return the frames of texts (``Run.rendered``)."""
+        return frames.text_frames(texts)
+
+    def closing(self, code: int, reason: str) -> bytes:
+        """Return what is sent before the close frame."""
+        return b""
+
+    def receive(self, content: str | bytes, session: Session, limits: Limits) -> None:
+        """Hand a message of the peer to its session; Violation if it is none."""
+        session.receive(content)
+
+
+PLAIN = Messages()
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What all connections of a route have in common; no pings with 0 ``ping_seconds``."""
@@ -53,6 +85,7 @@ class Terms:
     protocol: Callable[[], Protocol]
     wheel: Wheel
     ping_seconds: float
+    messages: Messages = PLAIN
 
 
 class Connection(ABC):
@@ -69,9 +102,11 @@ class Connection(ABC):
         registry = terms.registry
         registry.sockets += 1
         self._reader: frames.FrameReader | None = frames.FrameReader(
-            registry.limits.max_message_bytes
+            terms.messages.max_bytes(registry.limits)
         )
         self.session = registry.connect(terms.protocol(), self, remote_address=remote_address)
+        if terms.messages.opening:
+            self._send(terms.messages.opening)
         if terms.ping_seconds:
             self._alarm = terms.wheel.call_later(terms.ping_seconds, self._ping)
 
@@ -79,13 +114,14 @@ class Connection(ABC):
 
     def write(self, run: Run) -> bool:
         """Send a run of frames; False if some are still to leave. A closed socket swallows them."""
-        return self._send(run.rendered(frames.text_frames))
+        return self._send(run.rendered(self._terms.messages.framed))
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what was written; a peer that does not answer is cut off."""
         if self._state is State.OPEN:
             self._state = State.CLOSING
-            self._send(frames.close_frame(code, reason))
+            last = self._terms.messages.closing(code, reason)
+            self._send(last + frames.close_frame(code, reason))
             self._linger()
 
     # For the subclasses.
@@ -147,7 +183,8 @@ class Connection(ABC):
     def _handle(self, received: frames.Received) -> None:
         match received:
             case frames.Message(content):
-                self.session.receive(content)
+                terms = self._terms
+                terms.messages.receive(content, self.session, terms.registry.limits)
             case frames.Control(frames.CLOSE, payload):
                 self._peer_closes(frames.close_code(payload))
             case frames.Control(frames.PING, payload) if self._state is State.OPEN:
@@ -175,7 +212,7 @@ class Connection(ABC):
 
     def _ping(self) -> None:
         self._alive = False
-        self._send(frames.frame(frames.PING, b""))
+        self._send(frames.frame(frames.PING, b"") + self._terms.messages.heartbeat)
         limits = self._terms.registry.limits
         wait = min(limits.pong_seconds, self._terms.ping_seconds)
         self._alarm = self._terms.wheel.call_later(wait, functools.partial(self._expect_pong, wait))
