@@ -17,8 +17,9 @@ from syncserver.config import Config, DealerConfig, Known, ServiceConfig
 from syncserver.dealers.base import Dealer
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
+from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
-from syncserver.server import Registries, Server
+from syncserver.server import EVENTS_PATH, Registries, Server
 
 logger = logging.getLogger("syncserver.app")
 
@@ -35,15 +36,20 @@ DEALERS = {
     "broadcast": "syncserver.dealers.broadcast:BroadcastDealer",
     "keyed": "syncserver.dealers.keyed:KeyedDealer",
     "filter": "syncserver.dealers.filter:FilterDealer",
+    "group": "syncserver.dealers.group:GroupDealer",
 }
-PROTOCOLS = {"native": ("/ws", "syncserver.protocols.native:NativeProtocol")}
+# The first is always spoken, the others where the settings have them.
+PROTOCOLS = {
+    "native": ("/ws", "syncserver.protocols.native:NativeProtocol"),
+    "rohrpost": ("/rohrpost/", "syncserver.protocols.rohrpost:RohrpostProtocol"),
+}
 # Prefixes of SockJS, and which protocol is spoken below them.
 SOCKJS = {"/ws/sockjs": "native"}
 
 # What --app makes itself.
 _OF_SERVICES = ("engine", "limits", "models", "services")
 
-KNOWN = Known(engines=tuple(ENGINES))
+KNOWN = Known(engines=tuple(ENGINES), protocols=tuple(PROTOCOLS))
 
 
 def client_files() -> Mapping[str, Path]:
@@ -90,16 +96,29 @@ def make_server(
     *,
     reuse_port: bool = False,
 ) -> Server:
-    """Return a server that speaks all wire protocols and has the browser library."""
+    """Return a server that speaks the chosen wire protocols and has the browser library."""
     return Server(
         config,
         registries,
         engine,
-        protocols={path: _load(protocol) for path, protocol in PROTOCOLS.values()},
+        protocols=_protocols(config),
         sockjs={prefix: _load(PROTOCOLS[name][1]) for prefix, name in SOCKJS.items()},
         files=client_files(),
         reuse_port=reuse_port,
     )
+
+
+def _protocols(config: Config) -> dict[str, type[Protocol]]:
+    """Return the wire protocols by path; ConfigError if two are at one."""
+    spoken: dict[str, type[Protocol]] = {}
+    for name in dict.fromkeys([next(iter(PROTOCOLS)), *config.protocols]):
+        own, reference = PROTOCOLS[name]
+        settings = config.protocols.get(name)
+        path = own if settings is None or settings.path is None else settings.path
+        if path in spoken or path == EVENTS_PATH:
+            raise ConfigError(f"[protocols.{name}] path: {path} is taken; choose another")
+        spoken[path] = _load(reference)
+    return spoken
 
 
 def load_registries(reference: str, config: Config) -> Registries:

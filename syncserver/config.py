@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from syncserver.apikeys import ApiKey
+from syncserver.delta import GROUP_MODEL
 from syncserver.errors import ConfigError
 
 MEMORY = "memory"
@@ -77,6 +78,13 @@ class DealerConfig:
     type: str
     model: str
     key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolConfig:
+    """A wire protocol that is spoken; ``path`` is where, or None for its own place."""
+
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +164,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     services: Mapping[str, ServiceConfig] = field(default_factory=default_services)
+    protocols: Mapping[str, ProtocolConfig] = field(default_factory=lambda: MappingProxyType({}))
     source: str | None = None
     given: tuple[str, ...] = ()
 
@@ -176,7 +185,7 @@ class Known:
 
     An engine other than ``memory`` is the scheme of a URL. A service type stands
     with the keys of its table, a dealer type with the keys that its table must
-    have, ``type`` and ``model`` aside.
+    have, ``type`` and ``model`` aside; those in ``fixed_models`` have no ``model``.
     """
 
     engines: tuple[str, ...] = (MEMORY,)
@@ -184,8 +193,10 @@ class Known:
         default_factory=lambda: {"datasync": ("dealers",), "pubsub": ("client_publish",)}
     )
     dealers: Mapping[str, tuple[str, ...]] = field(
-        default_factory=lambda: {"broadcast": (), "keyed": ("key",), "filter": ()}
+        default_factory=lambda: {"broadcast": (), "keyed": ("key",), "filter": (), "group": ()}
     )
+    fixed_models: Mapping[str, str] = field(default_factory=lambda: {"group": GROUP_MODEL})
+    protocols: tuple[str, ...] = ("native",)
 
 
 def suggest(word: str, names: Iterable[str]) -> str:

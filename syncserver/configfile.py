@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from syncserver.config import (
     Known,
     Limits,
     Model,
+    ProtocolConfig,
     ServiceConfig,
     check_engine,
     check_origin,
@@ -35,6 +37,7 @@ from syncserver.tls import make_context
 Door = TypeVar("Door", Frontend, Backend)
 
 _LARGEST = 2**53
+_PATH = re.compile(r"/[A-Za-z0-9_~/-]*")
 
 
 def load(
@@ -70,6 +73,7 @@ def load(
         limits=root.attempt(lambda: _limits(root.table("limits")), Limits()),
         models=MappingProxyType(root.attempt(lambda: root.each_table("models", _model), {})),
         services=root.attempt(lambda: _services(root, known), default_services()),
+        protocols=root.attempt(lambda: _protocols(root, known), MappingProxyType({})),
         source=source,
         given=tuple(content),
         backend=root.attempt(
@@ -227,7 +231,24 @@ def _service(table: Table, known: Known) -> ServiceConfig:
 def _dealer(table: Table, known: Known) -> DealerConfig:
     type_ = _type(table, known.dealers, ("type", "model"))
     key = table.name("key") if "key" in known.dealers[type_] else None
-    return DealerConfig(type=type_, model=table.name("model"), key=key)
+    if type_ not in known.fixed_models:
+        return DealerConfig(type=type_, model=table.name("model"), key=key)
+    if "model" in table.content:
+        raise table.error("model", f'does not go with type "{type_}"; take it out')
+    return DealerConfig(type=type_, model=known.fixed_models[type_], key=key)
+
+
+def _protocols(root: Table, known: Known) -> Mapping[str, ProtocolConfig]:
+    root.table("protocols").only(known.protocols)
+    return MappingProxyType(root.each_table("protocols", _protocol))
+
+
+def _protocol(table: Table) -> ProtocolConfig:
+    table.only(settings_of(ProtocolConfig))
+    path = table.name("path") if "path" in table.content else None
+    if path is not None and not _PATH.fullmatch(path):
+        raise table.error("path", "no path; begin it with / and use letters and digits")
+    return ProtocolConfig(path=path)
 
 
 def _type(table: Table, options: Mapping[str, Iterable[str]], always: tuple[str, ...]) -> str:

@@ -11,6 +11,9 @@ from syncserver.errors import RPCError
 Row = Mapping[str, Any]
 Kind = Literal["insert", "update", "delete"]
 
+GROUP_MODEL = "$group"
+"""The model of what is told to groups; its rows have ``group`` and ``object``."""
+
 
 class InvalidDelta(RPCError):
     """A published delta is refused, and with it its whole batch."""

@@ -49,6 +49,11 @@ class Subscription:
         self.error: RPCError | None = None
         self.is_untold = False
 
+    @property
+    def named_views(self) -> tuple[tuple[str, str | None], ...]:
+        """Return model and tag of each view, which is what a client knows of them."""
+        return tuple((view.model, view.tag) for view in self.views)
+
 
 class Peer:
     """One session's subscriptions to one service."""

@@ -29,6 +29,8 @@ logger = logging.getLogger("syncserver.server")
 
 Registries = tuple[ServiceRegistry, ServiceRegistry]
 
+EVENTS_PATH = "/events"
+
 _HEADER_SECONDS = 15.0
 _KEEP_ALIVE_SECONDS = 300.0
 _CLOSED_PER_SLICE = 200
@@ -145,9 +147,10 @@ class Server:
             if backend.key_file
             else ", ".join(key.id for key in backend.api_keys)
         )
+        native, *others = self._protocols
         lines = {
             "syncserver": f"{__version__}, settings from {config.source or 'none (defaults)'}",
-            "frontend": self._doors["frontend"].url("ws", "/ws"),
+            "frontend": ", ".join([self._doors["frontend"].url("ws", native), *others]),
             "backend": self._doors["backend"].url("http", "/backend"),
             "api key": key,
             "origins": _origins(frontend.allowed_origins),
@@ -190,7 +193,7 @@ class Server:
         routes.append(
             EventsHandler.get_route(
                 self.frontend,
-                "/events",
+                EVENTS_PATH,
                 allowed_origins=self._origins,
                 wheel=self._wheel,
             )

@@ -286,7 +286,8 @@ class Subscriptions:
         error = subscription.error
         notice = RefetchNotice if isinstance(error, Refetch) else Ended
         reason = "" if error is None else str(error.reason)
-        subscription.peer.session.tell(notice(self._service, subscription.token, reason))
+        told = notice(self._service, subscription.token, reason, subscription.named_views)
+        subscription.peer.session.tell(told)
 
     def _detach(self, subscription: Subscription) -> None:
         if subscription.state is not State.LIVE:  # its siblings may wait for their position

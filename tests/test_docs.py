@@ -24,7 +24,7 @@ REFERENCE = ROOT / "docs" / "reference"
 # Fields of the settings that no file can set: they say where something was found.
 NOT_SETTABLE = {(Config, "source"), (Config, "given"), (Backend, "key_file")}
 # What stands for the name of the user's own in a term of the reference.
-OWN_NAMES = {"models": "NAME", "services": "NAME", "dealers": "DEALER"}
+OWN_NAMES = {"models": "NAME", "services": "NAME", "dealers": "DEALER", "protocols": "NAME"}
 
 
 def page(name: str) -> str:

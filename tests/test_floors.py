@@ -47,6 +47,7 @@ FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floo
 
 # Two files of one floor, of which the first stands on the second.
 STANDS_ON = {
+    ("config", "delta"),  # the model that groups have
     ("configfile", "config"),  # the file is read into the settings
     ("configfile", "configtable"),  # a table at a time
     ("configfile", "keys"),  # and keys from their files
@@ -78,6 +79,8 @@ STANDS_ON = {
     ("subscriptions", "claims"),
     ("subscriptions", "joining"),
     ("handlers.events", "handlers.eventstream"),  # a handler opens, its stream sends
+    ("dealers.group", "dealers.keyed"),  # a group is a key
+    ("services.application", "services.datasync"),  # what it allows is carried there
     ("protocols.events", "protocols.native"),  # the same messages, framed otherwise
     ("handlers.connection", "handlers.frames"),
     ("handlers.outlet", "handlers.connection"),  # a connection, and two ways for its bytes

@@ -75,20 +75,22 @@ class PositionReached:
 
 @dataclass(frozen=True, slots=True)
 class RefetchNotice:
-    """A subscription is over; its rows are to be read again."""
+    """A subscription is over; its rows are to be read again. ``views``: as in ``Acquired``."""
 
     service: str
     token: str
     reason: str
+    views: tuple[tuple[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A subscription is over and another session has it."""
+    """A subscription is over and another session has it. ``views``: as in ``Acquired``."""
 
     service: str
     token: str
     reason: str
+    views: tuple[tuple[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

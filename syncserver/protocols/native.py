@@ -64,9 +64,9 @@ def message_for_json(event: Event) -> Any:
             return _response(call_id, None if position is None else {"position": position})
         case PositionReached(_, position):
             return {"type": "position", "position": position}
-        case RefetchNotice(_, token, reason):
+        case RefetchNotice(_, token, reason, _):
             return {"type": "refetch", "token": token, "reason": reason}
-        case Ended(_, token, reason):
+        case Ended(_, token, reason, _):
             return {"type": "ended", "token": token, "reason": reason}
         case Freshness(_, stale):
             return {"type": "stale" if stale else "fresh"}

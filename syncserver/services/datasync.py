@@ -11,6 +11,7 @@ from typing import Any
 from syncserver import entries
 from syncserver.config import Limits
 from syncserver.dealers.base import Dealer
+from syncserver.dealers.group import GroupDealer
 from syncserver.delta import Delta, InvalidDelta
 from syncserver.engines.base import Engine, Grant
 from syncserver.engines.memory import MemoryEngine
@@ -73,6 +74,18 @@ class DataSyncService(RPCService):
         orphans = self.views.discard_dealer(dealer)
         self.subscriptions.end_views(orphans, RefetchReason.FILTER_CHANGED)
 
+    def group_dealer(self) -> GroupDealer:
+        """Return the dealer of groups; RPCError if there is none."""
+        for dealer in self.views.dealers.values():
+            if isinstance(dealer, GroupDealer):
+                return dealer
+        raise RPCError("No dealer of type group", code="no_such_dealer")
+
+    def views_of(self, session: Session, token: str) -> tuple[tuple[str, str | None], ...] | None:
+        """Return model and tag of what a session sees by a token; None: it has not acquired it."""
+        held = self.subscriptions.peers.get(session).subscriptions.get(token)
+        return None if held is None else held.named_views
+
     @rpc_command
     async def acquireSubscription(self, req: Request, token: Any, position: Any = _PLAIN) -> None:
         """Make a granted subscription live on this session."""
@@ -80,9 +93,8 @@ class DataSyncService(RPCService):
         session, resumable = session_of(req), position is not _PLAIN
         start = parse_position(position) if resumable else None
         reached = await self.subscriptions.acquire(session, token, start, resumable=resumable)
-        held = self.subscriptions.peers.get(session).subscriptions[token]
-        views = tuple((view.model, view.tag) for view in held.views)
         told = str(reached) if resumable else None
+        views = self.views_of(session, token) or ()
         req.answer(Acquired(self.name, req.call_id, token, told, views))
 
     @rpc_command
@@ -115,6 +127,7 @@ class DataSyncBackend(RPCService):
         self._limits = frontend.limits
         self._stream = frontend.subscriptions.stream
         self._open = frontend.open
+        self._group_dealer = frontend.group_dealer
 
     @rpc_command
     @operation("authorize")
@@ -158,6 +171,13 @@ class DataSyncBackend(RPCService):
             raise RPCError("Unknown model", code="unknown_model", field="model")
         pairs = [spec[:2] for spec in self._parse_items(items)] if items is not None else []
         data = entries.encode_refetch_request(model=model, items=pairs)
+        await self._engine.append(self._stream.name, data, idempotency_key=_key(req))
+
+    @rpc_command
+    @operation("publish")
+    async def notify(self, req: Request, group: Any, type: Any, object: Any = None) -> None:  # noqa: A002
+        """Tell a group that an object was created, updated or deleted."""
+        data = entries.encode_batch([self._group_dealer().delta(group, type, object)])
         await self._engine.append(self._stream.name, data, idempotency_key=_key(req))
 
     def _parse_items(self, items: Any) -> list[ItemSpec]:

@@ -36,6 +36,7 @@ from syncserver.protocols.base import (
 )
 from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import NativeProtocol
+from syncserver.protocols.rohrpost import RohrpostProtocol
 from syncserver.registry import ServiceRegistry
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from tests.support.calls import MemoryPeer, backend_call, turns
@@ -76,6 +77,19 @@ def native_change(message: Any) -> Seen | None:
     return delta["type"], delta.get("tag"), row
 
 
+def rohrpost_acquire(token: str) -> str:
+    return json.dumps({"type": "subscribe", "id": 1, "data": {"token": token}})
+
+
+def rohrpost_change(message: Any) -> Seen | None:
+    if message["type"] != "subscription-update":
+        return None
+    kinds = {"create": "insert", "update": "update", "delete": "delete"}
+    data = message["data"]
+    tag = None if data["group"] == "Row" else data["group"]
+    return kinds[data["type"]], tag, data["object"]
+
+
 def event_data(text: bytes) -> Any:
     [data] = [line for line in text.split(b"\n") if line.startswith(b"data: ")]
     return json.loads(data[6:])
@@ -95,6 +109,12 @@ PROTOCOLS = {
         lambda text: json.loads(text.partition(b"|")[2]),
         is_native=True,
     ),
+    "rohrpost": Row(
+        RohrpostProtocol,
+        rohrpost_acquire,
+        rohrpost_change,
+        untold=frozenset({"notification", "position", "stale", "fresh"}),
+    ),
     "events": Row(EventsProtocol, native_acquire, native_change, event_data),
 }
 
@@ -109,8 +129,8 @@ EVENTS: dict[str, Event] = {
     "position": PositionReached("s", "e.1.m"),
     "acquired": Acquired("s", 1, "t", None, (("M", "tag"), ("M", None))),
     "acquired from": Acquired("s", 0, "t", "e.1.m", ()),
-    "refetch": RefetchNotice("s", "t", "epoch"),
-    "ended": Ended("s", "t", "taken_over"),
+    "refetch": RefetchNotice("s", "t", "epoch", (("M", "tag"), ("M", None))),
+    "ended": Ended("s", "t", "taken_over", (("M", None),)),
     "stale": Freshness("s", stale=True),
     "fresh": Freshness("s", stale=False),
     "reply": Reply("s", {"any": "id"}, [1]),

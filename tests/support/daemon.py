@@ -163,9 +163,10 @@ class Daemon:
     def http_url(self) -> str:
         return f"http://127.0.0.1:{self.server.backend_port}"
 
-    async def connect(self, headers: Mapping[str, str] | None = None) -> Peer:
+    async def connect(self, headers: Mapping[str, str] | None = None, *, path: str = "/ws") -> Peer:
         """Connect a browser."""
-        request = HTTPRequest(self.ws_url, headers=HTTPHeaders(dict(headers or {})))
+        url = self.ws_url.removesuffix("/ws") + path
+        request = HTTPRequest(url, headers=HTTPHeaders(dict(headers or {})))
         peer = Peer(await websocket_connect(request))
         self.peers.append(peer)
         return peer

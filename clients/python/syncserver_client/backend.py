@@ -204,6 +204,23 @@ class Backend:
         params = {"channel": channel, "message": message}
         self._call(service, "publish", params, idempotency_key)
 
+    def notify(
+        self,
+        group: str,
+        type: str,  # noqa: A002  # as it is called on the wire
+        object: Any = None,  # noqa: A002
+        *,
+        service: str = DATASYNC,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """Tell everybody in a group of an object.
+
+        :param type: ``"create"``, ``"update"`` or ``"delete"``.
+        :param object: what is told of it, any JSON.
+        """
+        params = {"group": group, "type": type, "object": object}
+        self._call(service, "notify", params, idempotency_key)
+
     def _call(
         self,
         service: str,

@@ -208,6 +208,12 @@ def test_params_may_have_any_name(daemon: Daemon, backend: Backend) -> None:
             {"items": [{"dealer": "D", "query": 1}]},
         ),
         (
+            lambda b: b.notify("a-1", "update", {"id": 1}),
+            "datasync_backend",
+            "notify",
+            {"group": "a-1", "type": "update", "object": {"id": 1}},
+        ),
+        (
             lambda b: b.publish_message(["room", 1], {"text": "é"}),
             "pubsub_backend",
             "publish",
