@@ -94,6 +94,7 @@ def matching(stage: Stage) -> None:
     plan = stage.plan
     small = [size for size in plan.matching if size <= MATCHING_MEMORY]
     others = tuple(name for name in module.MAKERS if name not in MATCHING_LARGE)
+    others = others if plan.every_filter else ()
     for names, sizes in ((MATCHING_LARGE, plan.matching), (others, small)):
         for name in names:
             say(f"{MATCHING}: {name}, {', '.join(f'{size:,}' for size in sizes)} filters")

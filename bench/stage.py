@@ -30,7 +30,7 @@ class Plan:
     idle: int
     matching: Sequence[int]
     engine_seconds: float
-    only_fast: bool = False
+    every_filter: bool = True
 
 
 FULL = Plan(
@@ -55,8 +55,8 @@ QUICK = Plan(
     storm=200,
     idle=500,
     matching=(1_000, 10_000),
-    engine_seconds=0.2,
-    only_fast=True,
+    engine_seconds=0.1,
+    every_filter=False,
 )
 
 
