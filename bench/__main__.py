@@ -13,13 +13,14 @@ import dataclasses
 import logging
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import crowds, docs, engines, fanout, ingest, load, matches, plots, report
-from bench.build import BUILD, say
+from bench.build import BUILD, ROOT, say
 from bench.figures import Figures
 from bench.peers import KINDS, added
 from bench.product import NAME
@@ -69,6 +70,17 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _commit() -> str:
+    """Return what is measured, with a plus where the working tree has more than that."""
+    told = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip()
+
+
 def _measured(options: argparse.Namespace) -> Figures:
     plan = QUICK if options.quick else FULL
     if options.rounds:
@@ -81,6 +93,7 @@ def _measured(options: argparse.Namespace) -> Figures:
     stage = Stage(plan, command, [NAME, *wanted, *added_names], kinds)
     stage.figures.about |= {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": f"Python {platform.python_version()}",
         "rounds": plan.rounds,

@@ -48,7 +48,7 @@ def _page(figures: Figures, pictures: Sequence[tuple[str, str]]) -> Iterator[str
 
 def _conditions(figures: Figures) -> Iterator[str]:
     said = figures.about
-    where = f"{said['date']}, {said['machine']}, {said['python']}"
+    where = f"{said['date']}, commit {said.get('commit')}, {said['machine']}, {said['python']}"
     yield f"* {where}; generator in {said['generator']}."
     yield f"* {said['rounds']} interleaved rounds; median (lowest..highest)."
     versions = [f"{name}: {version}" for name, version in said.get("versions", {}).items()]
@@ -62,5 +62,6 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield from (".. list-table::", "   :header-rows: 1", "")
     for row in rows:
         for place, cell in enumerate(row):
-            yield f"   {'  -' if place else '* -'} {cell}".rstrip()
+            shown = r"\-" if cell == "-" else cell  # a dash alone would begin a list
+            yield f"   {'  -' if place else '* -'} {shown}".rstrip()
     yield ""

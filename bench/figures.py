@@ -78,13 +78,9 @@ class Figures:
     def write(self, path: Path) -> None:
         """Write all of it as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {
-            "about": self.about,
-            "missing": self.missing,
-            "notes": self.notes,
-            "series": [asdict(one) for one in self],
-        }
-        path.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        head = {"about": self.about, "missing": self.missing, "notes": self.notes}
+        series = ",\n".join(json.dumps(asdict(one)) for one in self)
+        path.write_text(f'{json.dumps(head)[:-1]}, "series": [\n{series}\n]}}\n', "utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Figures:

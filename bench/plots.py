@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from bench import crowds, fanout, ingest
+from bench import crowds, fanout
 from bench.figures import Figures, Spread
 from bench.product import NAME
 from bench.report import BASE, COMPARED, compared, loads, number
@@ -104,6 +104,5 @@ SHOWN = (
     f"{fanout.SCENARIO} {fanout.case(5000, fanout.ALONE)}",
     f"{fanout.SCENARIO} {fanout.case(1000, fanout.SIXTEEN)}",
     f"{fanout.SCENARIO} {fanout.case(1000, fanout.PACED)} p99",
-    f"{ingest.SCENARIO} {ingest.BATCHED}",
     f"{crowds.IDLE} 10000 clients",
 )

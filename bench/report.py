@@ -144,7 +144,7 @@ def whole(figures: Figures) -> str:
 def about(figures: Figures) -> str:
     """Return when, where and how a run was made."""
     said = figures.about
-    parts = [said.get("date"), said.get("machine"), said.get("python")]
+    parts = [said.get("date"), said.get("commit"), said.get("machine"), said.get("python")]
     parts += [f"{said.get('rounds')} rounds", f"generator in {said.get('generator')}"]
     return "; ".join(str(part) for part in parts if part)
 
