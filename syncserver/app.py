@@ -11,10 +11,12 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from syncserver.config import Config, DealerConfig, Known, ServiceConfig
 from syncserver.dealers.base import Dealer
+from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.protocols.base import Protocol
@@ -95,6 +97,7 @@ def make_server(
     engine: Engine | None = None,
     *,
     reuse_port: bool = False,
+    places: Mapping[str, UnixPlace] = MappingProxyType({}),
 ) -> Server:
     """Return a server that speaks the chosen wire protocols and has the browser library."""
     return Server(
@@ -105,6 +108,7 @@ def make_server(
         sockjs={prefix: _load(PROTOCOLS[name][1]) for prefix, name in SOCKJS.items()},
         files=client_files(),
         reuse_port=reuse_port,
+        places=places,
     )
 
 

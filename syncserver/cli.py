@@ -168,7 +168,8 @@ def _serve(options: argparse.Namespace) -> int:
         if error.errno not in _BIND_ERRNOS and not isinstance(error, socket.gaierror):
             raise
         doors = " or ".join(
-            f"{door.address} port {door.port}" for door in (config.frontend, config.backend)
+            door.unix_socket or f"{door.address} port {door.port}"
+            for door in (config.frontend, config.backend)
         )
         mend = "is another daemon running? Else change address or port of [frontend] or [backend]"
         return fail(UNAVAILABLE, f"cannot listen on {doors}: {error.strerror}; {mend}")

@@ -44,6 +44,9 @@ class Frontend:
     address: str = "127.0.0.1"
     port: int = 5800
     allowed_origins: tuple[str, ...] = LOCAL_ORIGINS
+    unix_socket: str | None = None
+    unix_socket_mode: str = "0660"
+    trusted_proxies: tuple[str, ...] = ()
     tls_cert: str | None = None
     tls_key: str | None = None
     sockjs_client_url: str = ""
@@ -53,13 +56,18 @@ class Frontend:
 class Backend:
     """Where the web app posts, and the keys that it may use.
 
+    ``on_frontend`` puts it behind the door of the browsers, instead of one of its own.
     ``key_file`` names the file of a key that the daemon made for itself.
     """
 
     address: str = "127.0.0.1"
     port: int = 5801
+    on_frontend: bool = False
     api_keys: tuple[ApiKey, ...] = ()
     key_file: str | None = None
+    unix_socket: str | None = None
+    unix_socket_mode: str = "0660"
+    trusted_proxies: tuple[str, ...] = ()
     tls_cert: str | None = None
     tls_key: str | None = None
 

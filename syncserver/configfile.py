@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from syncserver.config import (
     MEMORY,
@@ -28,13 +28,11 @@ from syncserver.config import (
     check_script_url,
     default_services,
 )
+from syncserver.configdoors import check_apart, read_door
 from syncserver.configtable import Table, settings_of, shown
 from syncserver.errors import ConfigError
 from syncserver.keys import ensure_key_file, find_key_file, read_api_keys, read_key_file
 from syncserver.overrides import override
-from syncserver.tls import make_context
-
-Door = TypeVar("Door", Frontend, Backend)
 
 _LARGEST = 2**53
 _PATH = re.compile(r"/[A-Za-z0-9_~/-]*")
@@ -124,7 +122,7 @@ def _engine(root: Table, known: Known) -> str:
 
 
 def _frontend(table: Table, insecure: bool, directory: Path) -> Frontend:
-    frontend = _door(table, Frontend(), directory)
+    frontend = read_door(table, Frontend(), directory)
     if url := table.get("sockjs_client_url", str, ""):
         frontend = replace(frontend, sockjs_client_url=_checked_url(table, url))
     if "allowed_origins" not in table.content:
@@ -143,42 +141,12 @@ def _checked_url(table: Table, url: str) -> str:
 def _backend(
     table: Table, frontend: Frontend, environ: Mapping[str, str], directory: Path
 ) -> Backend:
-    backend = _door(table, Backend(), directory)
-    if backend.port and (backend.address, backend.port) == (frontend.address, frontend.port):
-        raise table.error("port", "the frontend has the same; give each its own")
+    backend = read_door(table, Backend(), directory)
+    backend = replace(backend, on_frontend=table.get("on_frontend", bool, False))
+    check_apart(table, frontend, backend)
     if "api_keys" not in table.content:
         return backend
     return replace(backend, api_keys=read_api_keys(table, environ, directory))
-
-
-def _door(table: Table, default: Door, directory: Path) -> Door:
-    """Return ``default`` with the address, port and certificate that a table sets."""
-    table.only(settings_of(type(default)))
-    door = replace(
-        default,
-        address=table.attempt(lambda: table.name("address", default.address), default.address),
-        port=table.attempt(lambda: _port(table, default.port), default.port),
-    )
-    files: dict[str, Any] = {
-        name: str(directory / table.name(name))
-        for name in ("tls_cert", "tls_key")
-        if name in table.content
-    }
-    if files:
-        if "tls_cert" not in files:
-            raise table.error("tls_key", "without tls_cert; name the certificate too")
-        try:
-            make_context(*files.values())
-        except ConfigError as error:
-            raise table.error("tls_cert", str(error)) from error
-    return replace(door, **files)
-
-
-def _port(table: Table, default: int) -> int:
-    port = table.get("port", int, default)
-    if not 0 <= port <= 65535:
-        raise table.error("port", "out of range; 1 to 65535, or 0 for any free port")
-    return port
 
 
 def _limits(table: Table) -> Limits:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
-from tornado.netutil import bind_sockets
+from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import Application, RequestHandler
 
 from syncserver.accepting import BACKLOG, Acceptor
 from syncserver.config import Backend, Frontend
+from syncserver.handlers.proxied import ProxiedServer, Proxies
 from syncserver.tls import make_context, renew_context
 
 logger = logging.getLogger("syncserver.server")
@@ -21,11 +25,54 @@ _HEADER_BYTES = 16 * 1024
 _BODY_SECONDS = 15.0
 
 
+class UnixPlace:
+    """A Unix socket in the file system, which forked processes may listen on together.
+
+    The process that made it removes it; a socket that nobody listens on is replaced.
+    """
+
+    def __init__(self, path: str, mode: str) -> None:
+        self.path = path
+        self._mode = int(mode, 8)
+        self._socket: socket.socket | None = None
+        self._owner = os.getpid()
+        self._inode = 0
+
+    def listen(self) -> socket.socket:
+        """Return a listening socket; OSError if another daemon listens there."""
+        if self._socket is None:
+            if _is_listened_on(self.path):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            self._socket = bind_unix_socket(self.path, self._mode, BACKLOG)
+            self._inode = Path(self.path).stat().st_ino
+        return self._socket.dup()
+
+    def leave(self) -> None:
+        """Remove the socket, unless another daemon has put its own there."""
+        if self._socket is None:
+            return
+        self._socket.close()
+        self._socket = None
+        with contextlib.suppress(FileNotFoundError):
+            if os.getpid() == self._owner and Path(self.path).stat().st_ino == self._inode:
+                Path(self.path).unlink()
+
+
+def _is_listened_on(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
 class Door:
     """One address and the routes behind it.
 
     :param idle_seconds: how long a connection may stay without a request.
     :param reuse_port: share the address with other processes.
+    :param place: the Unix socket to listen on, where other processes do too.
     """
 
     def __init__(
@@ -36,13 +83,14 @@ class Door:
         idle_seconds: float,
         max_body_bytes: int,
         reuse_port: bool = False,
+        place: UnixPlace | None = None,
     ) -> None:
         self._settings = settings
         self._reuse_port = reuse_port
         self._tls = None
         if settings.tls_cert is not None:
             self._tls = make_context(settings.tls_cert, settings.tls_key)
-        self._server = HTTPServer(
+        self._server = ProxiedServer(
             Application(routes, log_function=_log_request, compress_response=False),
             ssl_options=self._tls,
             idle_connection_timeout=idle_seconds,
@@ -50,12 +98,18 @@ class Door:
             max_header_size=_HEADER_BYTES,
             max_body_size=max_body_bytes,
         )
+        self._server.proxies = Proxies(settings.trusted_proxies)
+        self._place = place
         self._acceptors: list[Acceptor] = []
         self.port = 0
 
     def open(self) -> None:
         """Listen; OSError if the address is taken or is none of this machine."""
         settings = self._settings
+        if settings.unix_socket is not None:
+            self._place = self._place or UnixPlace(settings.unix_socket, settings.unix_socket_mode)
+            self._acceptors = [Acceptor(self._place.listen(), self._take)]
+            return
         sockets = bind_sockets(
             settings.port, settings.address, backlog=BACKLOG, reuse_port=self._reuse_port
         )
@@ -72,6 +126,8 @@ class Door:
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
+        if self._place is not None:
+            self._place.leave()
 
     async def close_all_connections(self) -> None:
         """Close those that are open."""
@@ -80,6 +136,8 @@ class Door:
     def url(self, scheme: str, path: str) -> str:
         """Return where the door is, for a person; with TLS the scheme ends in ``s``."""
         scheme += "s" if self._tls else ""
+        if self._settings.unix_socket is not None:
+            return f"{scheme}://unix:{self._settings.unix_socket}:{path}"
         address = self._settings.address
         host = f"[{address}]" if ":" in address else address
         return f"{scheme}://{host}:{self.port}{path}"

@@ -13,6 +13,17 @@ from syncserver.errors import ConfigError
 
 _SECTIONS = {"frontend": Frontend, "backend": Backend, "limits": Limits}
 
+# What is a text whatever it looks like.
+_TEXTS = {
+    "engine",
+    "address",
+    "sockjs_client_url",
+    "tls_cert",
+    "tls_key",
+    "unix_socket",
+    "unix_socket_mode",
+}
+
 
 def override(
     content: dict[str, Any], environ: Mapping[str, str], assignments: Iterable[str] = ()
@@ -77,9 +88,9 @@ def _parts(text: str) -> list[str]:
 
 def _meant(text: str, key: str) -> object:
     """Return a text as the value that a file would have: ``5800``, ``true``, a list."""
-    if key in {"api_keys", "allowed_origins"}:
+    if key in {"api_keys", "allowed_origins", "trusted_proxies"}:
         return _parts(text)
-    if key in {"engine", "address", "tls_cert", "tls_key", "sockjs_client_url"}:
+    if key in _TEXTS:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any
 
 from syncserver import app
 from syncserver.config import Backend, Config, Frontend
+from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.server import Registries
@@ -129,22 +132,31 @@ def run(
         registries, engine = app.build(config)
     if workers == 1:
         return asyncio.run(_serve(Settings(config, first, read), registries, engine))
-    frontend, backend = config.frontend, config.backend
-    with (
-        reserved(frontend.address, frontend.port) as frontend_port,
-        reserved(backend.address, backend.port) as backend_port,
-    ):
-        placed = replace(
-            config,
-            frontend=replace(frontend, port=frontend_port),
-            backend=replace(backend, port=backend_port),
-        )
+    with contextlib.ExitStack() as held:
+        placed, places = _hold(config, held)
         settings = Settings(placed, first, read)
         return supervise(
             workers,
-            lambda number: asyncio.run(_serve(settings, registries, engine, worker=number)),
+            lambda number: asyncio.run(
+                _serve(settings, registries, engine, worker=number, places=places)
+            ),
             on_hangup=settings.hung_up,
         )
+
+
+def _hold(config: Config, held: contextlib.ExitStack) -> tuple[Config, dict[str, UnixPlace]]:
+    """Hold the addresses of the doors for processes that will share them."""
+    places = {}
+    for name in ("frontend", "backend"):
+        door = getattr(config, name)
+        if door.unix_socket is not None:
+            places[name] = place = UnixPlace(door.unix_socket, door.unix_socket_mode)
+            place.listen().close()
+            held.callback(place.leave)
+        elif name == "frontend" or not config.backend.on_frontend:
+            port = held.enter_context(reserved(door.address, door.port))
+            config = replace(config, **{name: replace(door, port=port)})
+    return config, places
 
 
 def _check_shared(engines: Iterable[Engine | type[Engine]], workers: int) -> None:
@@ -161,10 +173,13 @@ async def _serve(
     engine: Engine | None,
     *,
     worker: int | None = None,
+    places: Mapping[str, UnixPlace] = MappingProxyType({}),
 ) -> int:
     if engine is not None:
         await engine.open()
-    server = app.make_server(settings.config, registries, engine, reuse_port=worker is not None)
+    server = app.make_server(
+        settings.config, registries, engine, reuse_port=worker is not None, places=places
+    )
     await server.start()
     signals: asyncio.Queue[int] = asyncio.Queue()
 

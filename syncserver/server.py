@@ -7,11 +7,12 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from syncserver.apikeys import KeyRing
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
-from syncserver.doors import Door
+from syncserver.doors import Door, UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
 from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
@@ -48,6 +49,7 @@ class Server:
     :param sockjs: prefixes and the wire protocols that are spoken below them over SockJS.
     :param files: names and places of the browser library's files.
     :param reuse_port: share the addresses with other processes.
+    :param places: the Unix sockets of doors that other processes listen on too.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Server:
         sockjs: Mapping[str, type[Protocol]],
         files: Mapping[str, Path],
         reuse_port: bool = False,
+        places: Mapping[str, UnixPlace] = MappingProxyType({}),
     ) -> None:
         self.config = config
         self._protocols = protocols
         self._sockjs = sockjs
         self._files = files
         self._reuse_port = reuse_port
+        self._places = places
         self.frontend, self.backend = registries
         self._engine = engine
         self._keys = KeyRing(config.backend.api_keys)
@@ -80,12 +84,18 @@ class Server:
         await self.frontend.open()
         await self.backend.open()
         frontend, backend = self.config.frontend, self.config.backend
-        self.frontend_port = self._open(
-            "frontend", frontend, self._frontend_routes(), _HEADER_SECONDS
-        )
-        self.backend_port = self._open(
-            "backend", backend, self._backend_routes(), _KEEP_ALIVE_SECONDS
-        )
+        routes = self._frontend_routes()
+        if backend.on_frontend:
+            routes += self._backend_routes()
+        self._doors["frontend"] = self._open("frontend", frontend, routes, _HEADER_SECONDS)
+        if backend.on_frontend:
+            self._doors["backend"] = self._doors["frontend"]
+        else:
+            self._doors["backend"] = self._open(
+                "backend", backend, self._backend_routes(), _KEEP_ALIVE_SECONDS
+            )
+        self.frontend_port = self._doors["frontend"].port
+        self.backend_port = self._doors["backend"].port
 
     def renew(self, config: Config) -> None:
         """Take keys, origins and certificates of other settings, for whoever comes from now on."""
@@ -93,7 +103,8 @@ class Server:
         self._keys.replace(config.backend.api_keys)
         self._origins[:] = config.frontend.allowed_origins
         self._doors["frontend"].renew_certificate(config.frontend)
-        self._doors["backend"].renew_certificate(config.backend)
+        if not config.backend.on_frontend:
+            self._doors["backend"].renew_certificate(config.backend)
 
     async def drain(self) -> None:
         """Finish what is under way, send all clients elsewhere, and close within bounds."""
@@ -168,16 +179,17 @@ class Server:
 
     def _open(
         self, name: str, settings: Frontend | Backend, routes: list[Any], idle_seconds: float
-    ) -> int:
-        self._doors[name] = door = Door(
+    ) -> Door:
+        door = Door(
             settings,
             routes,
             idle_seconds=idle_seconds,
             max_body_bytes=4 * self.config.limits.max_body_bytes,
             reuse_port=self._reuse_port,
+            place=self._places.get(name),
         )
         door.open()
-        return door.port
+        return door
 
     def _frontend_routes(self) -> list[Any]:
         routes: list[Any] = [

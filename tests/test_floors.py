@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "tls",
         "logs",
         "config",
+        "configdoors",
         "configfile",
         "configlines",
         "configtable",
@@ -49,9 +50,12 @@ FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floo
 STANDS_ON = {
     ("config", "delta"),  # the model that groups have
     ("configfile", "config"),  # the file is read into the settings
+    ("configfile", "configdoors"),
+    ("configdoors", "config"),
+    ("configdoors", "configtable"),
+    ("configdoors", "tls"),
     ("configfile", "configtable"),  # a table at a time
     ("configfile", "keys"),  # and keys from their files
-    ("configfile", "tls"),  # a certificate is tried before anything starts
     ("configfile", "overrides"),  # after the environment was laid over it
     ("configtable", "config"),
     ("configtable", "configlines"),
@@ -127,7 +131,9 @@ STANDS_ON = {
     ("engines.sqlite_store", "engines.sqlite_grants"),
     ("engines.sqlite_reader", "engines.sqlite_file"),
     ("server", "doors"),
+    ("app", "doors"),
     ("app", "server"),
+    ("running", "doors"),
     ("running", "app"),
     ("running", "server"),
     ("running", "workers"),

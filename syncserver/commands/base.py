@@ -108,7 +108,10 @@ class Daemon:
 def find_daemon(options: argparse.Namespace) -> Daemon:
     """Return the daemon that the flags and settings name, or raise ConfigError."""
     config = read_settings(options)
-    url = options.url or f"{base_url(config.backend, 'http')}/backend"
+    if config.backend.unix_socket is not None and options.url is None:
+        raise ConfigError("the backend listens on a Unix socket; give --url, that of the proxy")
+    door = config.frontend if config.backend.on_frontend else config.backend
+    url = options.url or f"{base_url(door, 'http')}/backend"
     if options.key is not None:
         kind = options.key.partition(":")[0]
         if kind not in {"env", "file"}:

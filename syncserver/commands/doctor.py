@@ -145,6 +145,9 @@ def _directories(config: Config) -> Iterator[Finding]:
         wanted["key directory"] = Path(config.backend.key_file).parent
     if config.engine.startswith("sqlite:"):
         wanted["store directory"] = Path(config.engine.partition("://")[2]).parent
+    for name, door in (("frontend", config.frontend), ("backend", config.backend)):
+        if door.unix_socket is not None:
+            wanted[f"{name} directory"] = Path(door.unix_socket).parent
     for name, path in wanted.items():
         there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
         if os.access(there, os.W_OK | os.X_OK):
@@ -157,7 +160,8 @@ def _directories(config: Config) -> Iterator[Finding]:
 
 def _ports(config: Config) -> Iterator[Finding]:
     for name, door in (("frontend", config.frontend), ("backend", config.backend)):
-        yield from _port(name, door, config)
+        if door.unix_socket is None and not (name == "backend" and config.backend.on_frontend):
+            yield from _port(name, door, config)
 
 
 def _port(name: str, door: Frontend | Backend, config: Config) -> Iterator[Finding]:
@@ -181,7 +185,8 @@ def _port(name: str, door: Frontend | Backend, config: Config) -> Iterator[Findi
 
 def _is_ours(config: Config) -> bool:
     """Tell whether a daemon answers at the backend's door."""
-    url = f"{base.base_url(config.backend, 'http')}/live"
+    door = config.frontend if config.backend.on_frontend else config.backend
+    url = f"{base.base_url(door, 'http')}/live"
     try:
         with urllib.request.urlopen(url, timeout=_LIVE_SECONDS) as answer:  # noqa: S310  # http
             return bool(json.load(answer) == {"ok": True})
@@ -214,7 +219,8 @@ def _reachable(config: Config) -> Iterator[Finding]:
     if not frontend.address.startswith(_LOCAL) and frontend.allowed_origins == LOCAL_ORIGINS:
         mend = "set frontend.allowed_origins to the sites whose pages connect"
         yield Finding("warn", "origins", f"only pages of localhost may connect; {mend}")
-    if not backend.address.startswith(_LOCAL) and backend.tls_cert is None:
+    own_door = not backend.on_frontend and backend.unix_socket is None
+    if own_door and not backend.address.startswith(_LOCAL) and backend.tls_cert is None:
         mend = "listen on 127.0.0.1, or set backend.tls_cert"
         yield Finding("warn", "backend", f"keys cross the network in clear text; {mend}")
 

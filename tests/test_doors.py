@@ -1,0 +1,252 @@
+"""Where the daemon listens, and whom it takes a request to be from."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncserver.config import Backend, Config, Frontend
+from syncserver.configfile import load
+from syncserver.doors import UnixPlace
+from syncserver.errors import ConfigError
+from syncserver.handlers.proxied import Proxies
+from tests.support import valkey
+from tests.support.daemon import KEY, Daemon, call_body, process, serving, settings
+
+CALL = call_body("pubsub_backend", "publish", {"channel": 1, "message": 1})
+
+
+def with_doors(frontend: dict[str, Any] | None = None, **backend: Any) -> Config:
+    config = settings()
+    return replace(
+        config,
+        frontend=replace(config.frontend, **frontend or {}),
+        backend=replace(config.backend, **backend),
+    )
+
+
+async def exchange(path: Path, head: str, body: str = "") -> bytes:
+    """Send a request over a Unix socket and return the answer."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    lines = f"{head}\nHost: x\nConnection: close\nContent-Length: {len(body)}\n\n"
+    writer.write(lines.replace("\n", "\r\n").encode() + body.encode())
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+POST = f"POST /backend HTTP/1.1\nX-Backend-Key: {KEY}\nContent-Type: application/json"
+
+
+# Proxies.
+
+
+async def peer_of(daemon: Daemon, **headers: str) -> str:
+    """Connect with headers; return the address that the session has."""
+    before = set(daemon.frontend.sessions)
+    await daemon.connect({name.replace("_", "-"): text for name, text in headers.items()})
+    (session,) = set(daemon.frontend.sessions) - before
+    return session.remote_address
+
+
+async def test_who_is_no_trusted_proxy_is_not_believed() -> None:
+    async with serving(config=with_doors({"trusted_proxies": ("192.0.2.0/24",)})) as daemon:
+        assert await peer_of(daemon, X_Forwarded_For="203.0.113.7") == "127.0.0.1"
+    async with serving() as daemon:
+        assert await peer_of(daemon, X_Forwarded_For="203.0.113.7") == "127.0.0.1"
+        assert await peer_of(daemon, X_Real_Ip="203.0.113.7") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first was written by the client
+        ("203.0.113.7, 10.1.2.3", "203.0.113.7"),  # two proxies
+        ("10.9.9.9, 10.1.2.3", "10.9.9.9"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7, nonsense", "127.0.0.1"),
+        ("nonsense, 203.0.113.7", "203.0.113.7"),
+        ("fe80::1%eth0", "127.0.0.1"),
+        ("", "127.0.0.1"),
+    ],
+)
+async def test_a_trusted_proxy_names_the_client(forwarded: str, address: str) -> None:
+    config = with_doors({"trusted_proxies": ("127.0.0.1/32", "10.0.0.0/8")})
+    async with serving(config=config) as daemon:
+        assert await peer_of(daemon, X_Forwarded_For=forwarded) == address
+
+
+async def test_each_request_of_a_kept_connection_has_its_own_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "syncserver.backend")
+    config = with_doors(trusted_proxies=("127.0.0.1/32",))
+    async with serving(config=config) as daemon:
+        port = daemon.server.backend_port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for forwarded in ("X-Forwarded-For: 203.0.113.7\r\n", ""):
+            head = f"POST /backend HTTP/1.1\r\nHost: x\r\n{forwarded}Content-Length: 0\r\n\r\n"
+            writer.write(head.encode())
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"}}")
+        writer.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[4].rstrip(":") for text in said] == ["203.0.113.7", "127.0.0.1"]
+
+
+def test_a_network_holds_both_forms_of_an_address() -> None:
+    proxies = Proxies(["10.0.0.0/8"])
+    assert proxies.client_of(["1.2.3.4", "::ffff:10.0.0.1"]) == "1.2.3.4"
+    assert not Proxies()
+
+
+# Unix sockets.
+
+
+async def test_both_doors_may_be_unix_sockets(tmp_path: Path) -> None:
+    front, back = tmp_path / "front", tmp_path / "back"
+    config = with_doors(
+        {"unix_socket": str(front), "trusted_proxies": ("unix",)},
+        unix_socket=str(back),
+        unix_socket_mode="0600",
+    )
+    async with serving(config=config) as daemon:
+        assert stat.S_IMODE(front.stat().st_mode) == 0o660
+        assert stat.S_IMODE(back.stat().st_mode) == 0o600
+        assert f"frontend ws://unix:{front}:/ws\n" in daemon.server.summary()
+        assert b" 200 " in (await exchange(front, "GET /syncserver.js HTTP/1.1")).split(b"\r\n")[0]
+        assert b'"response"' in await exchange(back, POST, CALL)
+    assert not front.exists()
+    assert not back.exists()
+
+
+async def test_a_socket_that_nobody_listens_on_is_replaced_and_another_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "front"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    config = with_doors({"unix_socket": str(path)})
+    async with serving(config=config):
+        with pytest.raises(OSError, match="in use"):
+            UnixPlace(str(path), "0660").listen()
+        assert path.exists()
+
+
+async def test_a_door_leaves_the_socket_of_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "front"
+    first = UnixPlace(str(path), "0660")
+    first.listen().close()
+    path.unlink()
+    second = UnixPlace(str(path), "0660")
+    second.listen().close()
+    first.leave()
+    assert path.exists()
+    second.leave()
+    assert not path.exists()
+
+
+@pytest.mark.seconds(60)
+async def test_several_processes_share_a_unix_socket(tmp_path: Path) -> None:
+    with valkey.running() as server:
+        path = tmp_path / "s.toml"
+        path.write_text(
+            f'engine = "{server.url}"\n[frontend]\nunix_socket = "front"\n'
+            f'[backend]\nunix_socket = "back"\napi_keys = ["{KEY}"]\n[limits]\ndrain_seconds = 3'
+        )
+        async with process("serve", "--config", str(path), "--workers", "2") as daemon:
+            await daemon.started()
+            for _ in range(6):
+                assert b'"response"' in await exchange(tmp_path / "back", POST, CALL)
+            daemon.child.send_signal(signal.SIGTERM)
+            assert await daemon.ended() == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["s.toml"]
+
+
+# One door for both.
+
+
+async def test_the_backend_may_stand_behind_the_frontend_s_door() -> None:
+    async with serving(config=with_doors(on_frontend=True)) as daemon:
+        assert daemon.server.backend_port == daemon.server.frontend_port
+        assert (await daemon.post("pubsub_backend", "publish", channel=1, message=1)) == {
+            "type": "response",
+            "data": None,
+        }
+        assert (await daemon.request("/ready", method="GET")).code == 200
+        peer = await daemon.connect()
+        assert (await peer.call("pubsub", "subscribe", channel=1))["type"] == "response"
+        wrong = await daemon.request(body=CALL, headers={"X-Backend-Key": "wrong"})
+        assert wrong.code == 401
+
+
+# What a file may say of it.
+
+
+def read(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    return load(str(path), {"SYNCSERVER_STATE_DIR": str(tmp_path / "state")})
+
+
+def test_doors_are_read(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        """
+[frontend]
+unix_socket = "front.sock"
+unix_socket_mode = "0666"
+trusted_proxies = ["unix", "10.0.0.0/8", "2001:db8::1"]
+[backend]
+on_frontend = true
+""",
+    )
+    assert config.frontend == Frontend(
+        unix_socket=str(tmp_path / "front.sock"),
+        unix_socket_mode="0666",
+        trusted_proxies=("unix", "10.0.0.0/8", "2001:db8::1/128"),
+    )
+    assert config.backend == replace(
+        Backend(on_frontend=True),
+        api_keys=config.backend.api_keys,
+        key_file=config.backend.key_file,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[frontend]\nunix_socket = "x"\nport = 1', "port: does not go with unix_socket; take one"),
+        ('[frontend]\nunix_socket_mode = "0660"', "unix_socket_mode: without unix_socket; name"),
+        (
+            '[frontend]\nunix_socket = "x"\nunix_socket_mode = "rw"',
+            "unix_socket_mode: must be three octal digits",
+        ),
+        (f'[frontend]\nunix_socket = "{"x" * 108}"', "unix_socket: longer than 107 bytes"),
+        (
+            '[frontend]\nunix_socket = "x"\n[backend]\nunix_socket = "x"',
+            "unix_socket: the frontend has the same; give each its own",
+        ),
+        ("[backend]\non_frontend = true\nport = 1", "port: does not go with on_frontend; take it"),
+        (
+            '[frontend]\ntrusted_proxies = ["10.0.0.1/8"]',
+            "trusted_proxies[0]: 10.0.0.1/8 has host bits set; write an address, a network",
+        ),
+        ('[frontend]\ntrusted_proxies = ["proxy"]', "trusted_proxies[0]: 'proxy' does not appear"),
+    ],
+)
+def test_doors_that_make_no_sense_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert str(caught.value).partition("] ")[2].startswith(message)
