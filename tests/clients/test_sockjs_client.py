@@ -1,0 +1,157 @@
+"""The real sockjs-client over each of its transports: from Node.js, and from Chromium.
+
+What was found is printed at the end as a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.web import Application, RequestHandler, StaticFileHandler
+
+from syncserver.config import Limits
+from syncserver.handlers.sockjs import SockJSHandler
+from syncserver.handlers.sockjs_session import Sessions
+from syncserver.registry import ServiceRegistry
+from syncserver.services.base import Service
+from syncserver.session import Client, Session
+from syncserver.wheel import Wheel
+from tests.demos.chromium import Browser, chromium, find
+from tests.support import npm
+from tests.support.daemon import until
+from tests.support.sockjs import Echo, Plain
+
+HERE = Path(__file__).parent
+SECONDS = 30
+
+IN_NODE = ["websocket", "xhr-streaming", "eventsource", "xhr-polling"]
+IN_CHROMIUM = [
+    "websocket",
+    "xhr-streaming",
+    "iframe-eventsource",
+    "eventsource",
+    "iframe-htmlfile",
+    "htmlfile",
+    "xhr-polling",
+    "iframe-xhr-polling",
+    "jsonp-polling",
+]
+OF_THE_SAME_ORIGIN = {"htmlfile"}  # the client offers it to no other page
+
+FOUND: dict[tuple[str, str], str] = {}
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>SockJS</title>
+<script src="/files/sockjs.min.js"></script><script src="/exercise.js"></script>"""
+
+
+class Leaves(Service):
+    """Says good-bye to whoever says anything."""
+
+    def process_message_from(self, client: Client, msg: Any) -> None:
+        assert isinstance(client, Session)
+        client.close(4001, '{"retry_after": 12}')
+
+
+class PageHandler(RequestHandler):
+    def get(self) -> None:
+        self.finish(PAGE)
+
+
+@asynccontextmanager
+async def place() -> AsyncIterator[int]:
+    """Serve an echo, a farewell and the page that tries them; give the port."""
+    wheel = Wheel(0.05)
+    limits = Limits(max_response_bytes=20_000)  # so that streams end in between
+    registries = {
+        "/echo": ServiceRegistry([Echo("echo")], limits=limits),
+        "/farewell": ServiceRegistry([Leaves("echo")], limits=limits),
+    }
+    dist = npm.modules() / "sockjs-client" / "dist"
+    routes: list[Any] = [
+        ("/page", PageHandler),
+        ("/files/(.*)", StaticFileHandler, {"path": dist}),
+        ("/(exercise.js)", StaticFileHandler, {"path": HERE}),
+    ]
+    tables = []
+    server = HTTPServer(application := Application(routes, log_function=lambda _: None))
+    server.listen(0, "127.0.0.1")
+    [listening] = server._sockets.values()
+    port: int = listening.getsockname()[1]
+    for prefix, registry in registries.items():
+        tables.append(Sessions(registry, Plain, wheel))
+        mounted = SockJSHandler.get_routes(
+            registry,
+            prefix,
+            protocol=Plain,
+            allowed_origins=["http://localhost:*", "http://127.0.0.1:*"],
+            wheel=wheel,
+            sessions=tables[-1],
+            client_url=f"http://127.0.0.1:{port}/files/sockjs.min.js",
+        )
+        application.add_handlers(".*", mounted)
+    try:
+        yield port
+    finally:
+        server.stop()
+        for sessions in tables:
+            sessions.close()
+        await server.close_all_connections()
+        await until(lambda: not any(registry.sockets for registry in registries.values()))
+        wheel.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Print at the end which transport worked where."""
+    yield
+    rows = [["SockJS transport", "Node.js", "Chromium"]]
+    places = ("node", "chromium")
+    rows += [[one, *(FOUND.get((where, one), "-") for where in places)] for one in IN_CHROMIUM]
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("", *("".join(f"{word:20}" for word in row).rstrip() for row in rows), sep="\n")
+
+
+@pytest.mark.seconds(90)
+@pytest.mark.parametrize("transport", IN_NODE)
+async def test_sockjs_client_in_node_works_over(transport: str) -> None:
+    async with place() as port:
+        child = await asyncio.create_subprocess_exec(
+            "node",
+            str(HERE / "node.js"),
+            str(npm.modules()),
+            f"http://127.0.0.1:{port}",
+            transport,
+            stdout=subprocess.PIPE,
+        )
+        said, _ = await asyncio.wait_for(child.communicate(), SECONDS)
+        FOUND["node", transport] = said.decode().strip()
+        assert FOUND["node", transport] == "ok"
+
+
+async def tried(browser: Browser, port: int, transport: str) -> str:
+    """Return what a page of another origin finds of a transport."""
+    host = "127.0.0.1" if transport in OF_THE_SAME_ORIGIN else "localhost"
+    page = await browser.open(f"http://{host}:{port}/page")
+    arguments = json.dumps([f"http://127.0.0.1:{port}", transport])[1:-1]
+    told = f"exercise(SockJS, {arguments}).catch((error) => error.message)"
+    async with asyncio.timeout(SECONDS):
+        return str(await page.value(told))
+
+
+@pytest.mark.seconds(150)
+async def test_sockjs_client_in_chromium_works_over_each_transport() -> None:
+    find()
+    async with place() as port, chromium() as browser:
+        for transport in IN_CHROMIUM:
+            FOUND["chromium", transport] = await tried(browser, port, transport)
+        wrong = {name: FOUND["chromium", name] for name in IN_CHROMIUM}
+        assert wrong == dict.fromkeys(IN_CHROMIUM, "ok")
