@@ -8,6 +8,7 @@ import itertools
 import random
 import secrets
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from syncserver.stream import Record, Stream
 from tests.conftest import ExpectedLog, LogGuard
 from tests.support import daemon as daemons
 from tests.support import valkey
+from tests.support.proxy import proxied
 from tests.support.valkey import Valkey
 
 LIMITS = Limits()
@@ -936,7 +938,7 @@ async def test_under_any_faults_no_node_has_a_gap_or_another_history(
             await asyncio.wait(writers)
             await until(lambda: not a._links._away, 5)
             head = await a.append("s", b"last")
-            await until(lambda: all(stream.cursor == head for stream in streams), 10)
+            await until(lambda: all(stream.cursor == head for stream in streams), 20)
             log = await a.read("s", Position(head.epoch, 0, "0"), 100_000)
             for node in nodes:
                 known = [(record.position, record.value) for record in node.records]
@@ -959,11 +961,10 @@ async def test_under_any_faults_no_node_has_a_gap_or_another_history(
 # Whole daemons.
 
 
-def config_on(server: Valkey) -> Config:
+def config_on(url: str) -> Config:
     settings = daemons.settings(resume_seconds=30)
-    url = f"{server.url}?timeout_seconds=0.3"
     return Config(
-        engine=url,
+        engine=f"{url}?timeout_seconds=0.3",
         frontend=settings.frontend,
         backend=settings.backend,
         limits=settings.limits,
@@ -983,8 +984,8 @@ async def test_clients_stay_connected_while_redis_is_away_and_miss_nothing(
     server: Valkey, expected_log: ExpectedLog
 ) -> None:
     async with (
-        daemons.serving(config=config_on(server)) as one,
-        daemons.serving(config=config_on(server)) as other,
+        daemons.serving(config=config_on(server.url)) as one,
+        daemons.serving(config=config_on(server.url)) as other,
     ):
         peers = [await one.connect(), await other.connect()]
         for peer in peers:
@@ -1020,7 +1021,7 @@ async def test_clients_stay_connected_while_redis_is_away_and_miss_nothing(
 async def test_an_older_snapshot_costs_everybody_a_refetch_who_was_away_too(
     server: Valkey, expected_log: ExpectedLog, more: int
 ) -> None:
-    async with daemons.serving(config=config_on(server)) as daemon:
+    async with daemons.serving(config=config_on(server.url)) as daemon:
         early, late = await daemon.connect(), await daemon.connect()
         tokens = [await daemon.authorize(("AllTasks", None)) for _ in range(2)]
         before = (await acquire(early, tokens[0]))["data"]["position"]
@@ -1053,10 +1054,50 @@ async def test_an_older_snapshot_costs_everybody_a_refetch_who_was_away_too(
         assert (await acquire(late, token))["type"] == "response", "the connection lives on"
 
 
+async def test_a_failover_that_lost_the_tail_is_a_new_log(
+    server: Valkey, tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    """The replica is cut off and promoted before the last entry is acknowledged."""
+    admin(server, "CONFIG", "SET", "port", str(port := free_port()))
+    with valkey.running("--replicaof", "127.0.0.1", str(port)) as replica:
+        path = tmp_path / "redis"
+        async with (
+            proxied(server.socket, path) as proxy,
+            daemons.serving(config=config_on(f"unix://{path}")) as daemon,
+        ):
+            away, present = await daemon.connect(), await daemon.connect()
+            tokens = [await daemon.authorize(("AllTasks", None)) for _ in range(2)]
+            positions = [
+                (await acquire(peer, token))["data"]["position"]
+                for peer, token in zip((away, present), tokens, strict=True)
+            ]
+            await away.close()
+            await until(lambda: admin(server, "WAIT", 1, 100))
+            admin(replica, "REPLICAOF", "NO", "ONE")
+            await daemon.publish(insert(1))
+            assert await present.notice("delta")
+            with (
+                expected_log("syncserver.engine", "a new one begins"),
+                expected_log("syncserver.stream", "was lost"),
+            ):
+                server.kill()
+                proxy.lead_to(replica.socket)
+                assert (await present.notice("refetch"))["reason"] == "epoch"
+            back = await daemon.connect()
+            answer = await acquire(back, tokens[0], positions[0])
+            assert (answer["code"], answer["reason"]) == ("refetch", "epoch")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
 async def test_one_key_that_is_evicted_costs_a_refetch_and_no_connection(
     server: Valkey, expected_log: ExpectedLog
 ) -> None:
-    async with daemons.serving(config=config_on(server)) as daemon:
+    async with daemons.serving(config=config_on(server.url)) as daemon:
         peer = await daemon.connect()
         with expected_log("syncserver.stream", "was lost"):
             for kind in "ml":

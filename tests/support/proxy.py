@@ -67,6 +67,11 @@ class Proxy:
         self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def lead_to(self, server: Address) -> None:
+        """Pass on to another server from now on, as an address does after a failover."""
+        self._server = server
+        self.cut()
+
     def normal(self) -> None:
         """Pass everything on again; a connection that has lost bytes is cut."""
         self._delay_seconds = 0.0
