@@ -74,7 +74,7 @@ class Peers:
     def __init__(self, service: str) -> None:
         self._service = service
         self._peers: dict[Session, Peer] = {}
-        self._tokens: dict[str, set[Subscription]] = {}
+        self._tokens: dict[str, tuple[Subscription, ...]] = {}
         self._due: dict[Peer, None] = {}
         self._due_views: dict[View, None] = {}
         self._position_frames: dict[type[Protocol], Frame] = {}
@@ -100,7 +100,7 @@ class Peers:
 
     def of_token(self, token: str) -> Iterable[Subscription]:
         """Return who has acquired ``token`` here: two for a moment, as it is taken over."""
-        return tuple(self._tokens.get(token, ()))
+        return self._tokens.get(token, ())
 
     def of_views(self, views: set[View]) -> list[Subscription]:
         """Return who has one of these views."""
@@ -111,7 +111,7 @@ class Peers:
         peer = subscription.peer
         self._peers[peer.session] = peer
         peer.subscriptions[subscription.token] = subscription
-        self._tokens.setdefault(subscription.token, set()).add(subscription)
+        self._tokens[subscription.token] = (*self.of_token(subscription.token), subscription)
         peer.resumable += subscription.resumable
         peer.unsettled += subscription.resumable
 
@@ -148,9 +148,10 @@ class Peers:
         if not peer.subscriptions:
             self._peers.pop(peer.session, None)
             self._due.pop(peer, None)
-        held = self._tokens[token]
-        held.discard(subscription)
-        if not held:
+        others = tuple(held for held in self._tokens[token] if held is not subscription)
+        if others:
+            self._tokens[token] = others
+        else:
             del self._tokens[token]
 
     def touch(self, view: View) -> None:

@@ -38,6 +38,7 @@ class ServiceRegistry:
         self.calls_under_way = 0
         self.sockets = 0
         self._flusher = Flusher()
+        self._dispatch, self._on_end = self.dispatch, self.client_disconnected  # for all sessions
         for service in services or ():
             self.register_service(service)
 
@@ -74,8 +75,8 @@ class ServiceRegistry:
             protocol,
             transport,
             self._flusher,
-            dispatch=self.dispatch,
-            on_end=self.client_disconnected,
+            dispatch=self._dispatch,
+            on_end=self._on_end,
             limits=self.limits,
             remote_address=remote_address,
         )

@@ -110,7 +110,7 @@ class Session(Client):
         self.identity: Any = None
         self.open = True
         self.pending = 0
-        self._transport = transport
+        self._transport: Transport | None = transport
         self._flusher = flusher
         self._dispatch = dispatch
         self._on_end = on_end
@@ -201,6 +201,7 @@ class Session(Client):
 
     def connection_lost(self) -> None:
         """Hear from the handler that the socket is gone."""
+        self._transport = None  # which knows this session: not a cycle for the collector
         self._outbox = None
         self.pending = 0
         if self.open:
@@ -216,18 +217,20 @@ class Session(Client):
     def flush(self) -> None:
         """Hand the outbox to the transport in one write; called by the flusher alone."""
         self._scheduled = False
-        closing = self._closing
+        closing, transport = self._closing, self._transport
+        if transport is None:
+            return
         try:
             run = self._outbox
             if run is not None and (closing is not None or not self._in_flight):
                 self._outbox = None
                 self._in_flight += run.size
-                if self._transport.write(run):
+                if transport.write(run):
                     self._left()
         finally:
             if closing is not None:
                 self._closing = None
-                self._transport.close(*closing)
+                transport.close(*closing)
 
     def _left(self) -> None:
         self.pending -= self._in_flight

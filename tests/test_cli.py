@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from syncserver import cli, logs
+from syncserver import cli, logs, running
 from syncserver.commands import base
 from syncserver.version import __version__
 
@@ -197,3 +198,14 @@ def test_the_reference_names_every_exit_code() -> None:
     codes = {int(code) for code in re.findall(r"(?m)^(\d+) +\w", page)}
     own = {value for name, value in vars(base).items() if name.isupper() and name != "CONTROLS"}
     assert codes == {0, 2} | own
+
+
+def test_a_daemon_has_the_collector_look_seldom() -> None:
+    before = gc.get_threshold()
+    try:
+        running._settle_collector()
+        assert gc.get_threshold() == running._COLLECTIONS
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

@@ -7,9 +7,11 @@ import contextlib
 import gc
 import itertools
 import json
+import socket
 import ssl
 import statistics
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,7 +36,7 @@ from syncserver.wheel import Wheel
 from tests.conftest import ExpectedLog
 from tests.support.calls import backend_call
 from tests.support.daemon import Daemon, Peer, serving, settings, until
-from tests.support.sockets import Echo, RawPeer, mounted
+from tests.support.sockets import HANDSHAKE, Echo, RawPeer, mounted
 
 
 class Maker(RPCService):
@@ -900,3 +902,52 @@ async def test_a_protocol_may_have_nothing_to_say(
         await peer.close()
     await service.close()
     await service.engine.close()
+
+
+# What is left of a connection.
+
+
+async def test_a_connection_that_ended_is_freed_without_the_collector(way: str) -> None:
+    kinds = (Session, outlet.DirectConnection, outlet.StreamConnection)
+    async with datasync() as (daemon, _):
+        peer = await daemon.connect()
+        token = await daemon.authorize(("AllRows", 1))
+        await peer.call("datasync", "acquireSubscription", token=token, position=None)
+        await publish(daemon, rows(1, 3))
+        gc.collect()
+        gc.disable()
+        try:
+            await peer.close()
+            await until(lambda: not any(type(one) in kinds for one in gc.get_objects()))
+        finally:
+            gc.enable()
+
+
+async def test_an_idle_connection_with_a_subscription_costs_little() -> None:
+    count, most = 200, 4_000
+    async with datasync() as (daemon, service), contextlib.AsyncExitStack() as stack:
+        tokens = [await daemon.authorize(("AllRows", 1)) for _ in range(count + 1)]
+        sockets = [stack.enter_context(socket.socket()) for _ in tokens]
+        address = ("127.0.0.1", daemon.server.frontend_port)
+
+        async def subscribe(plain: socket.socket, token: str) -> None:
+            loop, before = asyncio.get_running_loop(), len(service.subscriptions.peers)
+            plain.setblocking(False)
+            await loop.sock_connect(plain, address)
+            params = {"token": token, "position": None}
+            call = {"command": "acquireSubscription", "params": params}
+            text = json.dumps({"service": "datasync", "message": call}).encode()
+            head = struct.pack("!BBH", 0x81, 0x80 | 126, len(text)) + bytes(4)
+            await loop.sock_sendall(plain, HANDSHAKE + head + text)
+            await until(lambda: len(service.subscriptions.peers) > before)
+
+        await subscribe(sockets[0], tokens[0])  # what is there once for all
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for plain, token in zip(sockets[1:], tokens[1:], strict=True):
+                await subscribe(plain, token)
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] / count < most
+        finally:
+            tracemalloc.stop()
