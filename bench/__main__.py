@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -72,6 +73,8 @@ def _options() -> argparse.Namespace:
 
 def _commit() -> str:
     """Return what is measured, with a plus where the working tree has more than that."""
+    if shutil.which("git") is None:
+        return ""
     told = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"],
         capture_output=True,
