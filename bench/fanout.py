@@ -37,6 +37,9 @@ def run(stage: Stage) -> None:
     for clients in stage.plan.fan_out:
         with stage.all(clients) as peers:
             modes = _modes(stage, with_pace=clients == stage.plan.paced)
+            for peer in list(peers):
+                with stage.trying(peers, peer, "the first frames"):
+                    modes[ALONE](peer)  # for those that compile what runs often
             for number in stage.rounds(f"{SCENARIO} N={clients:,}"):
                 for mode, measure in modes.items():
                     for peer in list(peers):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from bench.peers import Peer, Row, now_micros, row
+from bench.server import Poster
 from bench.stage import Stage, settle
 
 SCENARIO = "ingest"
@@ -31,11 +32,17 @@ def run(stage: Stage) -> None:
 def _cost(peer: Peer, rows: Sequence[Row], seconds: float) -> float:
     (body,) = peer.bodies(rows)
     with peer.poster() as poster:
-        for _ in range(5):
-            poster.post(body)
+        _post_for(seconds / 2, poster, body)  # for those that compile what runs often
         settle(peer.server)
-        before, end, posts = peer.server.cpu_micros(), time.monotonic() + seconds, 0
-        while time.monotonic() < end:
-            poster.post(body)
-            posts += 1
+        before = peer.server.cpu_micros()
+        posts = _post_for(seconds, poster, body)
         return (peer.server.cpu_micros() - before) / (posts * len(rows))
+
+
+def _post_for(seconds: float, poster: Poster, body: bytes) -> int:
+    """Post one after the other for so long; return how many there were."""
+    posts, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        poster.post(body)
+        posts += 1
+    return posts

@@ -61,7 +61,8 @@ def loads(figures: Figures) -> Iterator[tuple[str, str, list[str], list[str]]]:
         if one.metric not in metrics and one.metric not in HIDDEN:
             metrics.append(one.metric)
     for (scenario, case), (servers, metrics) in found.items():
-        yield scenario, case, servers, metrics
+        if metrics:
+            yield scenario, case, servers, metrics
 
 
 def compared(figures: Figures, scenario: str, case: str, server: str) -> Spread | None:
