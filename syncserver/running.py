@@ -18,6 +18,7 @@ from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
+from syncserver.notify import READY, STOPPING, notify
 from syncserver.server import Registries
 from syncserver.workers import reserved, supervise
 
@@ -202,7 +203,10 @@ async def _serve(
     if not worker:
         sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
         sys.stdout.flush()
+        notify(READY)
     await signals.get()
+    if not worker:
+        notify(STOPPING)
     logger.info("Draining; a second signal ends at once")
     drain = asyncio.ensure_future(server.drain())
     second = asyncio.ensure_future(signals.get())

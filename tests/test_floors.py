@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "apikeys",
         "tls",
         "logs",
+        "notify",
         "config",
         "configdoors",
         "configfile",
