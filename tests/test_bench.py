@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from docutils.core import publish_string
 
-from bench import docs, fanout, plots, report
+from bench import crowds, docs, fanout, ingest, matches, matching, plots, report
 from bench.build import BENCH, PROGRAMS, Missing, program
 from bench.engines import Measured, node, rate
 from bench.engines import report as engines_report
@@ -25,7 +25,7 @@ from bench.figures import Figures, Spread, merged, quantile
 from bench.load import LEAN, Generator
 from bench.peers import KINDS, TEXT_BYTES, Kind, added, row, text
 from bench.product import NAME
-from bench.stage import QUICK, Stage
+from bench.stage import FULL, QUICK, Stage
 from bench.targets import TARGETS, Target
 
 TINY = replace(QUICK, rounds=1, seconds=0.01, fan_out=(10,), paced=10, paced_seconds=0.1)
@@ -211,6 +211,36 @@ def test_ratios_are_taken_within_a_round_and_told_by_their_median(tmp_path: Path
 def test_a_target_is_met_by_the_median(median: float | None, verdict: str) -> None:
     target = Target("what", 5, 3, lambda figures: None, at_most=True)
     assert target.verdict(None if median is None else Spread(median, 0, 9)) == verdict
+
+
+def as_a_full_run_has_it() -> Figures:
+    """Return figures with the names that a full run gives them."""
+    figures = Figures()
+    servers = [NAME, *KINDS]
+    for server in servers:
+        for clients in FULL.fan_out:
+            for mode in (fanout.ALONE, fanout.SIXTEEN):
+                figures.add(fanout.SCENARIO, fanout.case(clients, mode), server, cpu_us=1)
+        load = fanout.case(FULL.paced, fanout.PACED)
+        figures.add(fanout.SCENARIO, load, server, cpu_us=1, p99_ms=1)
+        for load in (ingest.SINGLE, ingest.BATCHED):
+            figures.add(ingest.SCENARIO, load, server, cpu_us=1)
+        figures.add(crowds.IDLE, f"{FULL.idle} clients", server, rss_bytes=1)
+    for name in matching.MAKERS:
+        for size in FULL.matching:
+            load = matches.matching_case(name, size)
+            figures.add(matches.MATCHING, load, NAME, us_per_delta=1, each_us=1)
+    load = f"memory, {matches.MATCHING_MEMORY} filters"
+    figures.add(matches.MATCHING, load, NAME, distinct_bytes=1, repeated_bytes=1)
+    return figures
+
+
+def test_a_full_run_measures_every_target_and_every_picture_of_the_documentation() -> None:
+    figures = as_a_full_run_has_it()
+    unmeasured = [target.what for target in TARGETS if target.reached(figures) is None]
+    assert unmeasured == []
+    drawn = {name for name, _, _ in plots.pictures(figures)}
+    assert {plots.slug(shown) for shown in plots.SHOWN} <= drawn
 
 
 def test_every_frame_is_as_long_as_every_other() -> None:
