@@ -58,8 +58,10 @@ def _interval(number: int, _size: int) -> Any:
 
 
 def _rectangle(number: int, size: int) -> Any:
-    side = max(1, int(size**0.5))
-    x, y = number % side * 10, number // side * 10
+    """Boxes anywhere on a plane, as of pages that show a map."""
+    side = max(1, int(size**0.5)) * 10
+    chance = random.Random(number)
+    x, y = chance.random() * side, chance.random() * side
     return ["and", ["between", "x", x, x + 14], ["between", "y", y, y + 14]]
 
 

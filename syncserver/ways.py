@@ -14,6 +14,8 @@ letter              the row has, at the path,                       operand
 ``#``               a number from low to high, both included        (low, high)
 ``$``               a string from low to high, cut to               (low, high)
                     ``TEXT_CHARACTERS``
+``@``               a value in this cell (``syncserver.cells``);    keys, one
+                    beside an interval, if there are several
 ``+``               anything                                        keys, ``HERE``
 ``-``               nothing, or no number, or no string             keys
 ==================  ==============================================  ======================
@@ -30,6 +32,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from syncserver import canonical
+from syncserver.cells import cell_of, cells_around
 from syncserver.comparisons import NUMBERS, Comparison
 from syncserver.filters import Filter, Tree
 
@@ -42,17 +45,19 @@ ABSENT: Final = b"absent"
 NO_NUMBER: Final = b"no number"
 NO_STRING: Final = b"no string"
 
+RANGES: Final = "#$"
+_PARTS = "123456"
+_ORDER = ("=", "[@" + _PARTS, RANGES, "", "-", "+")  # 3 is an interval without one end
+RANKS: Final = {letter: rank for rank, some in enumerate(_ORDER) for letter in some}
+MAX_KEYED_RANK: Final = 1
+"""Up to here an index knows how many share a key."""
+
 Term = tuple[str, Any]
 Way = tuple[Term, ...]
 _Draft = dict[str, Any]
 
-RANGES: Final = "#$"
-RANKS: Final = {"=": 0, "[": 1, **dict.fromkeys("123456", 1), "#": 2, "$": 2, "-": 4, "+": 5}
-MAX_KEYED_RANK: Final = 1
-"""Up to here an index knows how many share a key."""
-
-_PARTS = "123456"
 _EXCLUDED = {ABSENT: "=[123456#$+", NO_NUMBER: "#", NO_STRING: "$123456"}
+_INTERVAL = RANKS["#"]
 _WEAK = RANKS["-"]
 _TOP_TEXT = chr(sys.maxunicode) * TEXT_CHARACTERS
 _FORM = {  # letter, lowest, highest, and what a row has that is not of this kind
@@ -98,19 +103,9 @@ def left_of(term: Term, keys: Sequence[Any]) -> Way:
     return ((_part_column(name[1:], rest), rest),) if rest else ()
 
 
-def is_linear(filter_: Filter, ways: Sequence[Way]) -> bool:
-    """Tell whether the filter has to be looked at for rows that it has nothing to do with.
-
-    A single comparison without narrow terms (``!=``, ``exists``) is not counted, nor its
-    negation: a row fails few of them, so that they cost what they match.
-    """
-    if all(way and rank(way[0]) < _WEAK for way in ways):
-        return False
-    tree = filter_.shape.tree
-    if not isinstance(tree, Comparison) and tree.operator == "not":
-        (tree,) = tree.parts
-        return not isinstance(tree, Comparison) or tree.operator in ("in", "prefix", "contains")
-    return not isinstance(tree, Comparison)
+def narrows(way: Way) -> bool:
+    """Tell whether rows of the usual form need not have what this way asks for."""
+    return bool(way) and RANKS[way[0][0][0]] < _WEAK
 
 
 def keys_at(letter: str, value: Any) -> Sequence[Any] | frozenset[Any]:
@@ -122,6 +117,9 @@ def keys_at(letter: str, value: Any) -> Sequence[Any] | frozenset[Any]:
             return (value,) if value.__class__ in NUMBERS else ()
         case "$":
             return (value[:TEXT_CHARACTERS],) if isinstance(value, str) else ()
+        case "@":
+            is_ordered = value.__class__ in NUMBERS or isinstance(value, str)
+            return cells_around(value) if is_ordered else ()
         case "[":
             return frozenset(map(canonical.key, value)) if isinstance(value, list) else ()
         case "+":
@@ -129,7 +127,7 @@ def keys_at(letter: str, value: Any) -> Sequence[Any] | frozenset[Any]:
         case "-":
             if value.__class__ in NUMBERS:
                 return (NO_STRING,)
-            return (NO_NUMBER,) if isinstance(value, str) else (NO_NUMBER, NO_STRING)
+            return (NO_NUMBER,) if value.__class__ is str else (NO_NUMBER, NO_STRING)
         case _:
             return parts_of(value, int(letter)) if isinstance(value, str) else ()
 
@@ -144,10 +142,17 @@ def parts_of(text: str, length: int) -> frozenset[str]:
 
 
 def _finished(draft: _Draft) -> Way:
-    if len(draft) < 2:
-        return tuple(draft.items())
-    terms = sorted(draft.items(), key=rank)
-    return tuple([term for term in terms if rank(term) < _WEAK] or terms[:1])
+    terms = [term for term in draft.items() if RANKS[term[0][0]] < _WEAK]
+    if len(terms) > 1:
+        terms += _cells(terms)
+        terms.sort(key=rank)
+    return tuple(terms or sorted(draft.items(), key=rank)[:1])
+
+
+def _cells(terms: Sequence[Term]) -> list[Term]:
+    """Return the cells of intervals, if there are several; one alone is found without."""
+    ranges = [(name[1:], ends) for name, ends in terms if rank((name, ends)) == _INTERVAL]
+    return [(sys.intern(f"@{path}"), (cell_of(*ends),)) for path, ends in ranges if len(ranges) > 1]
 
 
 def _ways(tree: Tree, operands: Sequence[Any], *, wanted: bool) -> list[_Draft]:
@@ -176,20 +181,24 @@ def _any_of(parts: list[list[_Draft]]) -> list[_Draft]:
 
 
 def _all_of(parts: list[list[_Draft]]) -> list[_Draft]:
-    ways: list[_Draft] = [{}]
+    ways: list[_Draft] | None = None
     for part in sorted(parts, key=len):
-        if not all(part) or (ways[:1] != [{}] and len(ways) * len(part) > MAX_WAYS):
-            continue  # a row that passes need not be found by all that it must have
-        both = [_met(one, other) for one in ways for other in part]
-        ways = [way for way in both if way is not None]
-    return ways
+        if not all(part):
+            continue  # it narrows nothing
+        if ways is None:
+            ways = part
+        elif len(ways) * len(part) <= MAX_WAYS:  # beyond, the law alone asks for this part
+            both = [_met(one, other) for one in ways for other in part]
+            ways = [way for way in both if way is not None]
+    return [{}] if ways is None else ways
 
 
 def _met(one: _Draft, other: _Draft) -> _Draft | None:
     """Return the way that has the terms of both; None if no row can."""
     met = one | other
-    if any(column[0] == "-" and not _may_lack(column, met) for column in met):
-        return None
+    for column in met:
+        if column[0] == "-" and not _may_lack(column, met):
+            return None
     for column in one.keys() & other.keys():
         operand, more = one[column], other[column]
         if column[0] in RANGES:

@@ -335,6 +335,23 @@ async def test_s24_a_cancelled_subscription_is_silent_and_its_token_dead() -> No
         assert_nothing_is_left(service)
 
 
+async def test_one_filter_too_many_that_nothing_narrows_is_refused_with_its_number() -> None:
+    dealer = FilterDealer(name="Narrow", model="Task", max_linear=1)
+    linear = [["not", ["in", "color", ["red", color]]] for color in ("blue", "green")]
+    async with datasync(dealer) as (daemon, _):
+        first, second = [await daemon.authorize(("Narrow", query)) for query in linear]
+        peer = await subscriber(daemon, ("Narrow", linear[0]))
+        answer = await daemon.post(
+            "datasync_backend",
+            "authorizeSubscription",
+            items=[{"dealer": "Narrow", "query": query} for query in linear],
+        )
+        assert (answer["code"], answer["index"]) == ("linear_filter_limit", 1)
+        assert answer["field"] == "query"
+        await acquire(peer, first)
+        assert await refused(peer, second) == ("filter_changed", "refetch")
+
+
 async def test_a_cancelled_resumable_subscription_cannot_be_resumed() -> None:
     async with datasync() as (daemon, _):
         peer, token = await daemon.connect(), await daemon.authorize(ALL)

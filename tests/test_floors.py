@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "keys",
         "overrides",
     ),
-    ("comparisons", "filters", "ways", "entries", "grants", "reorder"),
+    ("cells", "comparisons", "filters", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("accepting", "flusher", "session", "stream", "tasks", "wheel"),
     ("views", "claims", "peers", "tickets", "joining", "subscriptions"),
@@ -68,6 +68,7 @@ STANDS_ON = {
     ("keys", "config"),
     ("keys", "configtable"),  # the list of them is checked as all else is
     ("filters", "comparisons"),  # a filter is made of them
+    ("ways", "cells"),
     ("ways", "comparisons"),
     ("ways", "filters"),
     ("dealers.index", "dealers.pins"),

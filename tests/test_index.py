@@ -26,6 +26,7 @@ FEW_EXPRESSIONS = st.sampled_from(
         *(["and", ["==", "a", 1], [op, "b", 1]] for op in ("==", "!=", "<", ">=", "contains")),
         *(["and", ["in", "a", [1, "a", n]], ["in", "b", [1, n]]] for n in range(4)),
         *(["and", ["between", "a", 0, n], ["between", "b", n - 1, n]] for n in range(4)),
+        *(["and", ["between", "a", 0, n], ["between", "b", "a", "b"]] for n in range(4)),
         *(["contains", "a", text] for text in ("a", "ab", "", 1, [1])),
         *(["prefix", "a", text] for text in ("a", "ab", "")),
         ["not", ["<", "a", 1]],
@@ -166,7 +167,7 @@ def looked_at(index: Index[int], size: int, rows: int = 50) -> float:
 
 
 @pytest.mark.parametrize("size", [1_000, 10_000])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"rectangle"}))
 def test_what_is_looked_at_does_not_grow_with_what_is_stored(name: str, size: int) -> None:
     index, filters = world(name, size)
     assert looked_at(index, size) < 20
@@ -181,6 +182,13 @@ def test_of_a_hundred_thousand_filters_a_row_looks_at_those_it_passes(name: str)
     for number, filter_ in enumerate(filters):
         index.remove(filter_, number)
     assert is_empty(index)
+
+
+def test_of_small_boxes_on_a_plane_a_few_are_looked_at() -> None:
+    index, filters = world("rectangle", 10_000)
+    assert looked_at(index, 10_000) < 200
+    one = row(10_000, random.Random(0))
+    assert sorted(index.find(one)) == [n for n, each in enumerate(filters) if each.matches(one)]
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from syncserver.dealers.index import is_linear
 from syncserver.filters import parse
 from syncserver.ways import (
     ABSENT,
@@ -14,7 +15,6 @@ from syncserver.ways import (
     NO_STRING,
     TEXT_CHARACTERS,
     Way,
-    is_linear,
     keys_at,
     ways_of,
 )

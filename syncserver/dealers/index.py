@@ -5,7 +5,7 @@ Rules, in the words of ``syncserver.ways``:
 * A filter is stored once, however many items have it, and has a *pin* for each of its ways.
 * A *node* holds pins. Each is in a *bucket*: the node's column of one of its terms, under
   the term's key. Equalities come first, among them the one whose bucket is smallest now;
-  then elements of arrays and parts of strings, then intervals.
+  then elements of arrays, parts of strings and cells of several intervals, then intervals.
 * A bucket with more than ``BUCKET_PINS`` pins becomes a node, where its pins are put by the
   terms they have left. A pin without any left is *loose* in its node.
 * A row is looked up in the columns of those paths alone that the row has. What it finds,
@@ -18,13 +18,16 @@ So there are no rebuilds; a pin is moved at most once for each of its terms.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from syncserver import ways
+from syncserver.comparisons import Comparison
 from syncserver.dealers.pins import Node, Pin, Values
 from syncserver.delta import Row
 from syncserver.errors import InvalidQuery
 from syncserver.filters import Filter
+from syncserver.ways import Way
 
 FEW_ITEMS = 8
 
@@ -35,6 +38,21 @@ class TooManyLinear(InvalidQuery):
     """The query is a filter that the index cannot narrow, and there are enough of these."""
 
     code = "linear_filter_limit"
+
+
+def is_linear(filter_: Filter, found: Sequence[Way]) -> bool:
+    """Tell whether the filter has to be looked at for rows that it has nothing to do with.
+
+    A single comparison without narrow terms (``!=``, ``exists``) is not counted, nor its
+    negation: a row fails few of them, so that they cost what they match.
+    """
+    if all(map(ways.narrows, found)):
+        return False
+    tree = filter_.shape.tree
+    if not isinstance(tree, Comparison) and tree.operator == "not":
+        (tree,) = tree.parts
+        return not isinstance(tree, Comparison) or tree.operator in ("in", "prefix", "contains")
+    return not isinstance(tree, Comparison)
 
 
 class _Entry(Generic[T]):
@@ -120,16 +138,16 @@ class Index(Generic[T]):
 
     def _stored(self, filter_: Filter, max_linear: float) -> _Entry[T]:
         found = ways.ways_of(filter_)
-        is_linear = ways.is_linear(filter_, found)
-        if is_linear and self.linear >= max_linear:
+        linear = is_linear(filter_, found)
+        if linear and self.linear >= max_linear:
             raise TooManyLinear(
                 "filter: needs an ==, in, range, prefix or contains that every row must pass;"
                 f" there are {self.linear} filters without one already",
                 field="query",
             )
-        entry: _Entry[T] = _Entry(filter_, is_linear=is_linear)
+        entry: _Entry[T] = _Entry(filter_, is_linear=linear)
         self._entries[filter_.key] = entry
-        self.linear += is_linear
+        self.linear += linear
         for terms in found:
             entry.pin = Pin(entry, terms, entry.pin)
             self._root.put(entry.pin)

@@ -31,9 +31,6 @@ class _Node(Generic[V]):
     def is_before(self, low: Any, high: Any) -> bool:
         return bool(self.low < low or (self.low == low and self.high < high))
 
-    def is_at(self, low: Any, high: Any) -> bool:
-        return bool(self.low == low and self.high == high)
-
     def refresh(self) -> None:
         top, left, right = self.high, self.left, self.right
         if left is not None and left.top > top:
@@ -58,9 +55,14 @@ class Intervals(Generic[V]):
     def get(self, low: Any, high: Any) -> V | None:
         """Return the value of exactly this interval."""
         node = self._root
-        while node is not None and not node.is_at(low, high):
-            node = node.right if node.is_before(low, high) else node.left
-        return None if node is None else node.value
+        while node is not None:
+            if low != node.low:
+                node = node.left if low < node.low else node.right
+            elif high != node.high:
+                node = node.left if high < node.high else node.right
+            else:
+                return node.value
+        return None
 
     def setdefault(self, low: Any, high: Any, make: Callable[[], V]) -> V:
         """Return the value of exactly this interval, which ``make`` makes if there is none."""
@@ -75,7 +77,7 @@ class Intervals(Generic[V]):
         """Forget an interval, if it is there."""
         path = []
         node = self._root
-        while node is not None and not node.is_at(low, high):
+        while node is not None and (node.low != low or node.high != high):
             path.append(node)
             node = node.right if node.is_before(low, high) else node.left
         if node is None:
@@ -107,7 +109,10 @@ class Intervals(Generic[V]):
         while node is not None and node.priority >= priority:
             node.top = max(node.top, high)
             above = node
-            node = node.right if node.is_before(low, high) else node.left
+            if low != node.low:
+                node = node.left if low < node.low else node.right
+            else:
+                node = node.left if high < node.high else node.right
         new.left, new.right = _split(node, low, high)
         new.refresh()
         self._hang(new, above, low, high)

@@ -17,6 +17,8 @@ from syncserver.ways import Way
 
 BUCKET_PINS = 24
 
+_FLAT = frozenset({str, int, float, bool, type(None), list})
+
 
 class Pin:
     """One way of a filter, or a copy of it under another key, with the terms that are left.
@@ -232,7 +234,7 @@ class Values:
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.paths: Mapping[str, Any] = row
         self._keys: dict[str, Sequence[Any] | frozenset[Any]] = {}
-        if dict in map(type, row.values()) or "." in "".join(row):
+        if not _FLAT.issuperset(map(type, row.values())) or "." in "".join(row):
             self.paths = dict(_paths(row))
 
     def keys_at(self, name: str) -> Sequence[Any] | frozenset[Any]:
