@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from typing import Protocol
 
+from syncserver.counters import Traffic
 from syncserver.errors import CloseCode
 from syncserver.protocols import base as wire
 
@@ -25,8 +26,8 @@ class Flushed(Protocol):
     remote_address: str
     pending: int
 
-    def flush(self) -> None:
-        """Hand what waits to the transport."""
+    def flush(self) -> wire.Run | None:
+        """Hand what waits to the transport; return it."""
 
     def abort(self, code: int, reason: str = "") -> None:
         """End the session."""
@@ -36,10 +37,13 @@ class Flusher:
     """Writes out the sessions that have something waiting, some in each turn of the loop.
 
     It remembers what the runs of this round were extended by, so that sessions which are
-    put the same frames share one run.
+    put the same frames share one run. What it hands over is counted, a turn at a time.
+
+    :param traffic: the counts of the registry that the sessions are of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, traffic: Traffic | None = None) -> None:
+        self.traffic = traffic or Traffic()
         self._due: deque[Flushed] = deque()
         self._next: dict[wire.Run | None, wire.Run] = {}
 
@@ -58,16 +62,25 @@ class Flusher:
 
     def _turn(self) -> None:
         due, left = self._due, _BYTES_PER_TURN
+        writes = frames = size = 0
         for _ in range(min(len(due), _FLUSHED_PER_TURN)):
             session = due.popleft()
             left -= session.pending
             try:
-                session.flush()
+                run = session.flush()
+                if run is not None:
+                    writes += 1
+                    frames += run.text_count
+                    size += run.size
             except Exception:
                 logger.exception("Cannot write to %s", session.remote_address)
                 session.abort(CloseCode.INTERNAL)
             if left < 0:
                 break
+        traffic = self.traffic
+        traffic.writes += writes
+        traffic.frames += frames
+        traffic.sent_bytes += size - frames * wire.TEXT_OVERHEAD_BYTES
         if due:
             asyncio.get_running_loop().call_soon(self._turn)
         else:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from syncserver.config import Limits
+from syncserver.counters import Traffic
 from syncserver.errors import Forbidden, InternalError, ProtocolError, UnknownService
 from syncserver.flusher import Flusher
 from syncserver.protocols.base import Command, Failure, Message, Protocol
@@ -33,11 +34,12 @@ class ServiceRegistry:
         self.limits = limits or Limits()
         self._has_limits = limits is not None
         self.registered_services: dict[str, Service] = {}
-        self.sessions: dict[Session, None] = {}
+        self.sessions: dict[Session, tuple[str, str]] = {}
+        self.traffic = Traffic()
         self.draining = False
         self.calls_under_way = 0
         self.sockets = 0
-        self._flusher = Flusher()
+        self._flusher = Flusher(self.traffic)
         self._dispatch, self._on_end = self.dispatch, self.client_disconnected  # for all sessions
         for service in services or ():
             self.register_service(service)
@@ -68,9 +70,14 @@ class ServiceRegistry:
             await service.close()
 
     def connect(
-        self, protocol: Protocol, transport: Transport, *, remote_address: str = ""
+        self,
+        protocol: Protocol,
+        transport: Transport,
+        *,
+        remote_address: str = "",
+        via: str = "other",
     ) -> Session:
-        """Open a session for a peer that has connected."""
+        """Open a session for a peer that has connected; metrics say ``via`` what."""
         session = Session(
             protocol,
             transport,
@@ -80,12 +87,13 @@ class ServiceRegistry:
             limits=self.limits,
             remote_address=remote_address,
         )
-        self.client_connected(session)
+        self.client_connected(session, via)
         return session
 
-    def client_connected(self, client: Session) -> None:
+    def client_connected(self, client: Session, via: str = "other") -> None:
         """Tell all services of a new client."""
-        self.sessions[client] = None
+        self.sessions[client] = kind = (via, client.protocol.name)
+        self.traffic.opened[kind] += 1
         for service in tuple(self.registered_services.values()):
             try:
                 service.client_connected(client)

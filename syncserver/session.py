@@ -26,6 +26,8 @@ from syncserver.protocols import base as wire
 
 logger = logging.getLogger("syncserver.session")
 
+_BY_PEER = "peer"
+
 Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
 
 
@@ -130,6 +132,9 @@ class Session(Client):
         """Take one text of the peer."""
         if not self.open:
             return
+        traffic = self._flusher.traffic
+        traffic.received += 1
+        traffic.received_bytes += len(text)
         incoming: Sequence[Incoming]
         try:
             incoming = self.protocol.receive(text)
@@ -148,6 +153,8 @@ class Session(Client):
 
     def tell(self, event: wire.Event) -> None:
         """Encode one event for this peer alone and put it; end if the protocol says so then."""
+        if isinstance(event, wire.Failure):
+            self._flusher.traffic.errors.add(event.error.code)
         texts = self.protocol.encode(event)
         if texts:
             self.put(wire.Frame(texts))
@@ -206,6 +213,7 @@ class Session(Client):
         self.pending = 0
         if self.open:
             self.open = False
+            self._flusher.traffic.closed.add(_BY_PEER)
             self._ended()
 
     def drained(self) -> None:
@@ -214,16 +222,16 @@ class Session(Client):
         if self._outbox is not None and not self._scheduled:
             self._schedule()
 
-    def flush(self) -> None:
-        """Hand the outbox to the transport in one write; called by the flusher alone."""
+    def flush(self) -> wire.Run | None:
+        """Hand the outbox to the transport in one write and return it; for the flusher alone."""
         self._scheduled = False
         closing, transport = self._closing, self._transport
         if transport is None:
-            return
+            return None
+        run: wire.Run | None = None
         try:
-            run = self._outbox
-            if run is not None and (closing is not None or not self._in_flight):
-                self._outbox = None
+            if self._outbox is not None and (closing is not None or not self._in_flight):
+                run, self._outbox = self._outbox, None
                 self._in_flight += run.size
                 if transport.write(run):
                     self._left()
@@ -231,6 +239,7 @@ class Session(Client):
             if closing is not None:
                 self._closing = None
                 transport.close(*closing)
+        return run
 
     def _left(self) -> None:
         self.pending -= self._in_flight
@@ -244,6 +253,7 @@ class Session(Client):
 
     def _end(self, code: int, reason: str) -> None:
         self.open = False
+        self._flusher.traffic.closed.add(str(int(code)))
         self._closing = (code, reason)
         if not self._scheduled:
             self._schedule()

@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "delta",
         "position",
         "canonical",
+        "counters",
         "strict_json",
         "apikeys",
         "tls",

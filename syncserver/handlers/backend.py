@@ -149,6 +149,7 @@ class BackendHTTPHandler(RequestHandler):
         client = BackendClient(self.request.remote_ip or "", self._idempotency_key(), self._key)
         event, body = await self._answer(client, messages[0])
         if isinstance(event, Failure):
+            self._registry.traffic.errors.add(event.error.code)
             self._set_error_status(event.error)
         self._send_json(body)
 
@@ -160,6 +161,7 @@ class BackendHTTPHandler(RequestHandler):
             error = RPCError(reason, code=_code_of(status_code))
         else:
             self._set_error_status(error)
+        self._registry.traffic.errors.add(error.code)
         service = getattr(error, "service", None)
         call_id = getattr(error, "call_id", None)
         self._send_json(NativeProtocol().encode(Failure(service, call_id, error))[0])

@@ -51,6 +51,8 @@ class State(enum.Enum):
 class Messages:
     """What texts are in the messages of a socket: each is one, and there are no others."""
 
+    via: ClassVar[str] = "websocket"
+    """What metrics call this way to connect."""
     opening: ClassVar[bytes] = b""
     """Frames that are sent before all others."""
     heartbeat: ClassVar[bytes] = b""
@@ -104,7 +106,9 @@ class Connection(ABC):
         self._reader: frames.FrameReader | None = frames.FrameReader(
             terms.messages.max_bytes(registry.limits)
         )
-        self.session = registry.connect(terms.protocol(), self, remote_address=remote_address)
+        self.session = registry.connect(
+            terms.protocol(), self, remote_address=remote_address, via=terms.messages.via
+        )
         if terms.messages.opening:
             self._send(terms.messages.opening)
         if terms.ping_seconds:

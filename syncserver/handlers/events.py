@@ -129,6 +129,7 @@ class EventsHandler(RequestHandler):
             self.set_status(error.http_status)
         if isinstance(error, Unavailable) or status_code == 503:
             self.set_header("Retry-After", "1")
+        self._registry.traffic.errors.add(error.code)
         message = failure_for_json(None, error)
         del message["callId"]
         self._send_json(message)
@@ -152,7 +153,7 @@ class EventsHandler(RequestHandler):
         )
         address = self.request.remote_ip or ""
         self._session = session = self._registry.connect(
-            EventsProtocol(), stream, remote_address=address
+            EventsProtocol(), stream, remote_address=address, via="events"
         )
         stream.begin(reserved.position or "", self._limits.max_send_buffer_bytes)
         params = {"token": reserved.token, "position": reserved.position}

@@ -269,7 +269,9 @@ class Sessions:
         self._registry.sockets += 1
         polling = PollingSession(limits, self._wheel, origin, told=told, gone=gone)
         self._sessions[session_id] = polling
-        polling.session = self._registry.connect(self._protocol(), polling, remote_address=address)
+        polling.session = self._registry.connect(
+            self._protocol(), polling, remote_address=address, via="sockjs_http"
+        )
         return polling
 
     def close(self) -> None:

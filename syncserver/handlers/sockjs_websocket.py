@@ -22,6 +22,7 @@ _NOT_ALLOWED = 405
 class FramedMessages(Messages):
     """Messages of a socket that hold frames of SockJS."""
 
+    via: ClassVar[str] = "sockjs_websocket"
     opening: ClassVar[bytes] = frames.text_frames((framing.OPEN,))
     heartbeat: ClassVar[bytes] = frames.text_frames((framing.HEARTBEAT,))
 

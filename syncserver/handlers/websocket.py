@@ -32,6 +32,7 @@ _REFUSALS = {
     _UPGRADE_REQUIRED: "The version of WebSocket spoken here is 13",
     _UNAVAILABLE: "This daemon is closing",
 }
+_REASONS = {400: "handshake", 403: "origin", _UPGRADE_REQUIRED: "version", _UNAVAILABLE: "draining"}
 
 
 class WebSocketHandler(RequestHandler):
@@ -73,6 +74,7 @@ class WebSocketHandler(RequestHandler):
         """Shake hands, and hand the socket over."""
         refusal = self._refusal()
         if refusal is not None:
+            self._registry.traffic.refused.add(_REASONS[refusal])
             self.send_error(refusal)
         else:
             self._accept(self.request.headers["Sec-WebSocket-Key"])

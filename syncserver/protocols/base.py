@@ -131,6 +131,9 @@ Event = (
     | Failure
 )
 
+TEXT_OVERHEAD_BYTES = 16
+"""What a text counts for in an outbox beside its length."""
+
 Framing = Callable[[tuple[bytes, ...]], bytes]
 
 
@@ -144,7 +147,7 @@ class Frame:
 
     def __init__(self, texts: tuple[bytes, ...]) -> None:
         self.texts = texts
-        self.size = sum(map(len, texts)) + 16 * len(texts)
+        self.size = sum(map(len, texts)) + TEXT_OVERHEAD_BYTES * len(texts)
         self._rendered: dict[Framing, bytes] = {}
 
     def rendered(self, framing: Framing) -> bytes:
@@ -160,14 +163,19 @@ class Run(Sequence[Frame]):
     """Frames that leave together, in order; shared by all sessions that have the same waiting.
 
     A run is never changed: ``Run(run, frame)`` is a longer one. Its bytes are joined once.
+    ``text_count`` is how many texts are in it.
     """
 
-    __slots__ = ("_before", "_frames", "_rendered", "last", "size")
+    __slots__ = ("_before", "_frames", "_rendered", "last", "size", "text_count")
 
     def __init__(self, before: Run | None, last: Frame) -> None:
         self._before = before
         self.last = last
-        self.size: int = last.size if before is None else before.size + last.size
+        self.size: int = last.size
+        self.text_count: int = len(last.texts)
+        if before is not None:
+            self.size += before.size
+            self.text_count += before.text_count
         self._frames: tuple[Frame, ...] = ()
         self._rendered: dict[Framing, bytes] = {}
 
@@ -209,6 +217,9 @@ class Run(Sequence[Frame]):
 
 class Protocol(ABC):
     """The wire protocol of one session."""
+
+    name: ClassVar[str] = "other"
+    """What the protocol is called in metrics."""
 
     shared: ClassVar[bool] = True
     """True: ``encode`` gives the same for all sessions of what goes to many of them (changes,

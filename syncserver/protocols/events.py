@@ -37,6 +37,8 @@ class EventsProtocol(Protocol):
     The call id of the acquire is its token.
     """
 
+    name = "events"
+
     def __init__(self) -> None:
         self._native = NativeProtocol()
 

@@ -28,6 +28,8 @@ _ECHOED_NAME_LENGTH = 64
 class NativeProtocol(Protocol):
     """One JSON object in each text: ``{"service": NAME, "message": ANY}``."""
 
+    name = "native"
+
     def receive(self, text: str | bytes) -> list[Message | Command]:
         """Read one envelope."""
         envelope = strict_json.decode(text)
