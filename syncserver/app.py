@@ -19,6 +19,7 @@ from syncserver.dealers.base import Dealer
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.server import EVENTS_PATH, Registries, Server
@@ -98,6 +99,7 @@ def make_server(
     *,
     reuse_port: bool = False,
     places: Mapping[str, UnixPlace] = MappingProxyType({}),
+    siblings: Siblings | None = None,
 ) -> Server:
     """Return a server that speaks the chosen wire protocols and has the browser library."""
     return Server(
@@ -109,6 +111,7 @@ def make_server(
         files=client_files(),
         reuse_port=reuse_port,
         places=places,
+        siblings=siblings,
     )
 
 

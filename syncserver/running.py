@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.notify import READY, STOPPING, notify
 from syncserver.server import Registries
 from syncserver.workers import reserved, supervise
@@ -138,11 +140,18 @@ def run(
         return asyncio.run(_serve(Settings(config, first, read), registries, engine))
     with contextlib.ExitStack() as held:
         placed, places = _hold(config, held)
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="syncserver-"))
         settings = Settings(placed, first, read)
         return supervise(
             workers,
             lambda number: asyncio.run(
-                _serve(settings, registries, engine, worker=number, places=places)
+                _serve(
+                    settings,
+                    registries,
+                    engine,
+                    siblings=Siblings(folder, number, workers),
+                    places=places,
+                )
             ),
             on_hangup=settings.hung_up,
         )
@@ -176,20 +185,25 @@ async def _serve(
     registries: Registries,
     engine: Engine | None,
     *,
-    worker: int | None = None,
+    siblings: Siblings | None = None,
     places: Mapping[str, UnixPlace] = MappingProxyType({}),
 ) -> int:
     if engine is not None:
         await engine.open()
     server = app.make_server(
-        settings.config, registries, engine, reuse_port=worker is not None, places=places
+        settings.config,
+        registries,
+        engine,
+        reuse_port=siblings is not None,
+        places=places,
+        siblings=siblings,
     )
     await server.start()
     _settle_collector()
     signals: asyncio.Queue[int] = asyncio.Queue()
 
     def hang_up() -> None:
-        meant = settings.hung_up(logging.INFO if worker is None else logging.DEBUG)
+        meant = settings.hung_up(logging.INFO if siblings is None else logging.DEBUG)
         if meant == signal.SIGTERM:
             signals.put_nowait(meant)
         elif meant == signal.SIGHUP:
@@ -200,12 +214,13 @@ async def _serve(
         loop.add_signal_handler(number, signals.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    if not worker:
+    is_first = siblings is None or siblings.number == 0
+    if is_first:
         sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
         sys.stdout.flush()
         notify(READY)
     await signals.get()
-    if not worker:
+    if is_first:
         notify(STOPPING)
     logger.info("Draining; a second signal ends at once")
     drain = asyncio.ensure_future(server.drain())

@@ -19,6 +19,7 @@ from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
 from syncserver.handlers.sockjs import SockJSHandler
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.protocols.base import Protocol
@@ -49,6 +50,7 @@ class Server:
     :param sockjs: prefixes and the wire protocols that are spoken below them over SockJS.
     :param files: names and places of the browser library's files.
     :param reuse_port: share the addresses with other processes.
+    :param siblings: the processes that share the addresses, if there are others.
     :param places: the Unix sockets of doors that other processes listen on too.
     """
 
@@ -63,6 +65,7 @@ class Server:
         files: Mapping[str, Path],
         reuse_port: bool = False,
         places: Mapping[str, UnixPlace] = MappingProxyType({}),
+        siblings: Siblings | None = None,
     ) -> None:
         self.config = config
         self._protocols = protocols
@@ -70,6 +73,7 @@ class Server:
         self._files = files
         self._reuse_port = reuse_port
         self._places = places
+        self._siblings = siblings
         self.frontend, self.backend = registries
         self._engine = engine
         self._keys = KeyRing(config.backend.api_keys)
@@ -85,8 +89,14 @@ class Server:
         await self.backend.open()
         frontend, backend = self.config.frontend, self.config.backend
         routes = self._frontend_routes()
+        if self._siblings is not None:  # before anybody can be passed on to them
+            private = self._siblings.path(self._siblings.number)
+            place = Frontend(
+                unix_socket=private, unix_socket_mode="0600", trusted_proxies=("unix",)
+            )
+            self._doors["siblings"] = self._open("siblings", place, routes, _HEADER_SECONDS)
         if backend.on_frontend:
-            routes += self._backend_routes()
+            routes = routes + self._backend_routes()
         self._doors["frontend"] = self._open("frontend", frontend, routes, _HEADER_SECONDS)
         if backend.on_frontend:
             self._doors["backend"] = self._doors["frontend"]
@@ -227,6 +237,7 @@ class Server:
             wheel=self._wheel,
             sessions=sessions,
             client_url=self.config.frontend.sockjs_client_url,
+            siblings=self._siblings,
         )
 
     def _backend_routes(self) -> list[Any]:

@@ -95,9 +95,11 @@ STANDS_ON = {
     ("handlers.websocket", "handlers.outlet"),
     ("handlers.sockjs", "handlers.sockjs_http"),
     ("handlers.sockjs", "handlers.sockjs_polling"),
+    ("handlers.sockjs", "handlers.sockjs_relay"),
     ("handlers.sockjs", "handlers.sockjs_sending"),
     ("handlers.sockjs", "handlers.sockjs_session"),
     ("handlers.sockjs", "handlers.sockjs_websocket"),
+    ("handlers.sockjs_http", "handlers.sockjs_relay"),
     ("handlers.sockjs_http", "handlers.sockjs_session"),  # where it is mounted, they are kept
     ("handlers.sockjs_polling", "handlers.sockjs_framing"),
     ("handlers.sockjs_polling", "handlers.sockjs_http"),

@@ -47,10 +47,17 @@ def config(folder: Path, engine: str) -> str:
 
 
 @asynccontextmanager
-async def workers(folder: Path, count: int = 2) -> AsyncIterator[DaemonProcess]:
+async def workers(folder: Path, count: int = 2, *settings: str) -> AsyncIterator[DaemonProcess]:
     """Start so many on a Valkey of their own."""
     with valkey.running() as server:
-        arguments = ("serve", "--config", config(folder, server.url), "--workers", str(count))
+        arguments = (
+            "serve",
+            "--config",
+            config(folder, server.url),
+            "--workers",
+            str(count),
+            *settings,
+        )
         async with process(*arguments) as daemon:
             await daemon.started()
             await until(lambda: len(children(daemon.child.pid)) == count)
@@ -157,3 +164,50 @@ async def test_an_engine_for_one_process_is_refused(tmp_path: Path, engine: str)
 async def test_a_number_of_workers_that_makes_no_sense_is_refused(count: str) -> None:
     async with process("serve", "--workers", count) as daemon:
         assert await daemon.ended() == 2
+
+
+@pytest.mark.seconds(60)
+async def test_a_client_that_polls_reaches_its_session_in_whichever_process_it_is(
+    tmp_path: Path,
+) -> None:
+    patience = ("--set", "limits.disconnect_seconds=50")
+    async with workers(tmp_path, 3, *patience) as daemon, AsyncHTTP(daemon) as http:
+        paths = [f"/ws/sockjs/000/polling-{number}" for number in range(12)]
+        opened = [await http.post(f"{path}/xhr") for path in paths]
+        assert opened == [(200, "o\n")] * len(paths)
+        for path in paths:
+            token = await post(daemon, "authorizeSubscription", items=[ITEM])
+            params = {"token": token, "position": None}
+            message = {"command": "acquireSubscription", "params": params, "callId": 1}
+            text = json.dumps({"service": "datasync", "message": message})
+            assert await http.post(f"{path}/xhr_send", json.dumps([text])) == (204, "")
+            _, frame = await http.post(f"{path}/xhr")
+            assert json.loads(json.loads(frame[1:])[0])["message"]["type"] == "response"
+        delta = {"type": "insert", "model": "Task", "data": {"id": 1}}
+        await post(daemon, "publishDeltas", deltas=[delta])
+        for path in paths:
+            _, frame = await http.post(f"{path}/xhr")
+            assert json.loads(json.loads(frame[1:])[0])["message"]["delta"] == delta
+        daemon.child.send_signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+    assert "Traceback" not in daemon.log
+
+
+class AsyncHTTP:
+    """POSTs to the frontend, each over a connection of its own."""
+
+    def __init__(self, daemon: DaemonProcess) -> None:
+        self._url = daemon.line("frontend").split(",")[0].replace("ws", "http", 1)
+        self._client = AsyncHTTPClient(force_instance=True)
+
+    async def post(self, path: str, body: str = "") -> tuple[int, str]:
+        url = self._url.removesuffix("/ws") + path
+        headers = {"Connection": "close"}
+        answer = await self._client.fetch(url, method="POST", body=body, headers=headers)
+        return answer.code, answer.body.decode()
+
+    async def __aenter__(self) -> AsyncHTTP:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.close()

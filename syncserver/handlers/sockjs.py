@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from syncserver import strict_json
 from syncserver.handlers import sockjs_polling, sockjs_sending
 from syncserver.handlers.sockjs_http import Mount, SockJSRequest
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.handlers.sockjs_websocket import FramedWebSocketHandler, RawWebSocketHandler
 from syncserver.protocols.base import Protocol
@@ -63,6 +64,7 @@ class SockJSHandler(SockJSRequest):
         websocket: bool = True,
         cookie_needed: bool = False,
         client_url: str = "",
+        siblings: Siblings | None = None,
     ) -> list[Route]:
         """Return the routes that serve ``service_registry`` below ``prefix``.
 
@@ -72,17 +74,17 @@ class SockJSHandler(SockJSRequest):
         :param websocket: whether clients are told to try WebSocket.
         :param cookie_needed: whether to set JSESSIONID, which some balancers go by.
         :param client_url: where the pages for iframes get sockjs-client; empty: no such pages.
+        :param siblings: the processes that have this place too, if there are others.
         """
         wheel = wheel or Wheel()
-        if sessions is None:
-            sessions = Sessions(service_registry, protocol, wheel)
         mount = Mount(
             registry=service_registry,
-            sessions=sessions,
+            sessions=_or_new(sessions, service_registry, protocol, wheel),
             allowed_origins=allowed_origins,
             websocket=websocket,
             cookie_needed=cookie_needed,
             client_url=client_url,
+            siblings=siblings,
         )
         handlers: dict[str, type] = {"/?": cls, "/info": InfoHandler}
         if client_url:
@@ -104,6 +106,15 @@ class SockJSHandler(SockJSRequest):
         """Say that this is the place."""
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish("Welcome to SockJS!\n")
+
+
+def _or_new(
+    sessions: Sessions | None,
+    registry: ServiceRegistry,
+    protocol: Callable[[], Protocol],
+    wheel: Wheel,
+) -> Sessions:
+    return Sessions(registry, protocol, wheel) if sessions is None else sessions
 
 
 class InfoHandler(SockJSRequest):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from tornado.web import RequestHandler, stream_request_body
 
 from syncserver.handlers.base import origin_allowed
+from syncserver.handlers.sockjs_relay import Relay, Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.registry import ServiceRegistry
 
@@ -36,6 +37,7 @@ class Mount:
     websocket: bool
     cookie_needed: bool
     client_url: str
+    siblings: Siblings | None
 
     def allows(self, origin: str, host: str) -> bool:
         """Tell whether a page of this origin may talk to us at ``host``."""
@@ -154,18 +156,37 @@ class SessionRequest(SockJSRequest):
     """A request at ``/SERVER/SESSION/...``; the server's part is for balancers alone."""
 
     methods: ClassVar[tuple[str, ...]] = ("OPTIONS", "POST")
+    _relay: Relay | None = None
 
     async def get(self, server: str, session_id: str) -> None:
         """Answer a request for a session."""
         for part in (server, session_id):
             if not 0 < len(part) <= _LONGEST_ID or "." in part or not part.isprintable():
                 return self.refuse(404, "No such session.")
+        siblings = self.mount.siblings
+        if siblings is not None and siblings.owner(session_id) != siblings.number:
+            return await self._pass_on(siblings.path(siblings.owner(session_id)))
         self.keep_cookie()
         self.do_not_cache()
         self.set_header("X-Content-Type-Options", "nosniff")
         return await self.serve(session_id)
 
     post = get
+
+    def on_connection_close(self) -> None:
+        """Let go of what was passed on for the client."""
+        super().on_connection_close()
+        if self._relay is not None:
+            self._relay.abort()
+
+    async def _pass_on(self, path: str) -> None:
+        if self.is_too_large and self.most_bytes:
+            self.refuse(413, "Too large.")
+            return
+        self._relay = Relay(self, bytes(self.body))
+        await self._relay.run(path)
+        if not self._relay.is_answered:
+            self.refuse(503, "This session is out of reach.")
 
     async def serve(self, session_id: str) -> None:
         """Do what this kind of request is for."""

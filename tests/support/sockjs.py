@@ -15,8 +15,10 @@ from tornado.httputil import HTTPHeaders
 from tornado.web import Application
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from syncserver.config import Limits
+from syncserver.config import Frontend, Limits
+from syncserver.doors import Door
 from syncserver.handlers.sockjs import SockJSHandler
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.protocols.base import Event, Message, Notification, Protocol
 from syncserver.registry import ServiceRegistry
@@ -239,9 +241,16 @@ async def read(socket: WebSocketClientConnection) -> str | bytes | None:
 
 @asynccontextmanager
 async def site(
-    *, origins: Sequence[str] | None = ("*",), tick_seconds: float = 0.02, **limits: Any
+    *,
+    origins: Sequence[str] | None = ("*",),
+    tick_seconds: float = 0.02,
+    siblings: Siblings | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Site]:
-    """Give a server: ``/echo``, the same as ``/plain`` and ``/cookie``, and ``/close``."""
+    """Give a server: ``/echo``, the same as ``/plain`` and ``/cookie``, and ``/close``.
+
+    With ``siblings`` it is one of several, and listens on its private socket too.
+    """
     wheel = Wheel(tick_seconds)
     given = Limits(**({"max_response_bytes": 4096} | limits))
     echo, farewell = ServiceRegistry([Echo("echo")], limits=given), None
@@ -263,11 +272,18 @@ async def site(
             wheel=wheel,
             sessions=sessions,
             client_url="https://cdn.example/sockjs.min.js",
+            siblings=siblings,
             **options.get(name, {}),  # type: ignore[arg-type]
         )
     server = HTTPServer(Application(routes, log_function=lambda _: None))
     server.listen(0, "127.0.0.1")
     [listening] = server._sockets.values()
+    private = None
+    if siblings is not None:
+        own = siblings.path(siblings.number)
+        door = Frontend(unix_socket=own, trusted_proxies=("unix",))
+        private = Door(door, routes, idle_seconds=15, max_body_bytes=2**20)
+        private.open()
     place = Site(listening.getsockname()[1], echo, tables["/echo"])
     try:
         yield place
@@ -277,6 +293,9 @@ async def site(
             sessions.close()
         await place.close()
         await server.close_all_connections()
+        if private is not None:
+            private.stop()
+            await private.close_all_connections()
         await until(lambda: not echo.sockets and not farewell.sockets)
         assert not echo.sessions
         assert not farewell.sessions
