@@ -75,6 +75,28 @@ def _is_too_long(stage: Stage, load: str, peer: Peer) -> bool:
     return True
 
 
+class Meter:
+    """Counts the processor time of a server, and that of its clients, from now on."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._server = peer.server.cpu_micros()
+        self._clients = peer.generator.cpu_micros()
+
+    def metrics(self, answers: Iterable[Answer], expected: int) -> Metrics:
+        """Return what each of the frames took that the clients have counted."""
+        answers = list(answers)
+        server = self._peer.server.cpu_micros() - self._server
+        clients = self._peer.generator.cpu_micros() - self._clients
+        frames = sum(answer.frames for answer in answers)
+        return {
+            "cpu_us": server / max(frames, 1),
+            "clients_us": clients / max(frames, 1),
+            **quantiles(merged(answer.latency for answer in answers)),
+            "delivered": frames / expected,
+        }
+
+
 def one_by_one(
     peer: Peer, at_once: int, seconds: float, make: Callable[[int, int], Row] = row
 ) -> Metrics:
@@ -93,10 +115,9 @@ def one_by_one(
         began = time.monotonic()
         step(0)
         count = _posts(seconds, time.monotonic() - began)
-        before = peer.server.cpu_micros()
+        meter = Meter(peer)
         answers = [step(number) for number in range(count)]
-        used = peer.server.cpu_micros() - before
-    return _metrics(used, answers, count * at_once * peer.clients)
+        return meter.metrics(answers, count * at_once * peer.clients)
 
 
 def burst(peer: Peer, seconds: float) -> Metrics:
@@ -110,12 +131,11 @@ def burst(peer: Peer, seconds: float) -> Metrics:
         post(0)
         peer.generator.wait(peer.clients, WAIT_SECONDS)
         count = _posts(seconds, time.monotonic() - began)
-        before = peer.server.cpu_micros()
+        meter = Meter(peer)
         for number in range(count):
             post(number)
         answer = peer.generator.wait(count * peer.clients, WAIT_SECONDS + seconds)
-        used = peer.server.cpu_micros() - before
-    return _metrics(used, [answer], count * peer.clients)
+        return meter.metrics([answer], count * peer.clients)
 
 
 def paced(
@@ -132,14 +152,13 @@ def paced(
     count = int(seconds * PER_SECOND)
     expected = sum(reached(n) if reached else peer.clients for n in range(count))
     with peer.poster() as poster:
-        before, start = peer.server.cpu_micros(), now_micros() + 20_000
+        meter, start = Meter(peer), now_micros() + 20_000
         for number in range(count):
             due = start + number * 1_000_000 // PER_SECOND
             time.sleep(max(0, due - now_micros()) / 1_000_000)
             publish(peer, poster, [make(number, due)])
         answer = peer.generator.wait(expected, WAIT_SECONDS)
-        used = peer.server.cpu_micros() - before
-    return _metrics(used, [answer], expected), answer
+        return meter.metrics([answer], expected), answer
 
 
 def _paced_if_it_can(stage: Stage, peer: Peer) -> Metrics:
@@ -159,14 +178,3 @@ def _paced_if_it_can(stage: Stage, peer: Peer) -> Metrics:
 
 def _posts(seconds: float, each: float) -> int:
     return max(1, min(MOST_POSTS, int(seconds / each)))
-
-
-def _metrics(used: float, answers: Iterable[Answer], expected: int) -> Metrics:
-    answers = list(answers)
-    frames = sum(answer.frames for answer in answers)
-    latencies = merged(answer.latency for answer in answers)
-    return {
-        "cpu_us": used / max(frames, 1),
-        **quantiles(latencies),
-        "delivered": frames / expected,
-    }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.build import BENCH, BUILD, ROOT, Missing, program
 from bench.figures import merged, quantile
+from bench.server import cpu_micros
 
 LEAN = (sys.executable, "-m", "bench.lean")
 
@@ -78,6 +79,10 @@ class Generator:
     def drop(self) -> Answer:
         """Close all clients at once, without a word."""
         return self._ask("close")
+
+    def cpu_micros(self) -> float:
+        """Return the processor time that it has used."""
+        return cpu_micros(self._process.pid)
 
     def stop(self) -> None:
         """End it."""

@@ -12,6 +12,7 @@ from bench.targets import TARGETS, Target
 BASE = "tornado"
 COLUMNS = {
     "cpu_us": "CPU us",
+    "clients_us": "clients' us",
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
     "p999_ms": "p99.9 ms",
@@ -31,6 +32,7 @@ COLUMNS = {
     "batched": "100 in a POST",
 }
 HIDDEN = ("took_s",)
+LONG = ("clients_us", "p999_ms")
 # What is divided to compare with naive Tornado; the more, the better.
 COMPARED = ("cpu_us", "rss_bytes")
 
@@ -93,7 +95,7 @@ def tables(figures: Figures, *, brief: bool = False) -> Iterator[tuple[str, list
     A load has a table with a row for each server; a scenario that syncserver alone
     is measured in has one table, with a row for each load.
 
-    :param brief: latencies without their spread.
+    :param brief: fewer columns, and a spread only for what is compared.
     """
     together: dict[str, list[tuple[str, str]]] = {}
     found = list(loads(figures))
@@ -121,6 +123,7 @@ def _rows(
 ) -> Iterator[list[str]]:
     ratios = [compared(figures, scenario, case, server) for _, case, server in labels]
     heads = [f"vs {BASE}"] if any(ratios) else []
+    metrics = [metric for metric in metrics if not (brief and metric in LONG)]
     yield ["", *heads, *(COLUMNS.get(metric, metric) for metric in metrics)]
     for (label, case, server), ratio in zip(labels, ratios, strict=True):
         cells = [spread(ratio, "x")] if heads else []

@@ -62,7 +62,7 @@ class Server:
 
     def cpu_micros(self) -> float:
         """Return the processor time, user and system, that it and its children have used."""
-        return sum(_cpu_micros(pid) for pid in family(self.process.pid))
+        return sum(cpu_micros(pid) for pid in family(self.process.pid))
 
     def resident_bytes(self) -> int:
         """Return the memory that it and its children hold."""
@@ -100,7 +100,8 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def _cpu_micros(pid: int) -> float:
+def cpu_micros(pid: int) -> float:
+    """Return the processor time, user and system, that a process has used."""
     try:
         # The clock of another process, as clock_getcpuclockid(3) names it: nanoseconds, where
         # /proc/PID/stat has the same time in hundredths of a second.
