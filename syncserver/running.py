@@ -21,7 +21,7 @@ from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.notify import READY, STOPPING, notify
-from syncserver.server import Registries
+from syncserver.server import Registries, Server
 from syncserver.workers import reserved, supervise
 
 logger = logging.getLogger("syncserver.app")
@@ -222,6 +222,11 @@ async def _serve(
     await signals.get()
     if is_first:
         notify(STOPPING)
+    return await _drained(server, signals)
+
+
+async def _drained(server: Server, signals: asyncio.Queue[int]) -> int:
+    """Drain a server unless a second signal comes; return the exit code."""
     logger.info("Draining; a second signal ends at once")
     drain = asyncio.ensure_future(server.drain())
     second = asyncio.ensure_future(signals.get())
