@@ -66,7 +66,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--targets", action="store_true", help="print what is to be reached")
     parser.add_argument("--docs", action="store_true", help="put the figures in the documentation")
     parser.add_argument(
-        "--from", dest="read", metavar="FILE", type=Path, help="show a result; measure nothing"
+        "--from",
+        dest="read",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="show a result, or several in one; measure nothing",
     )
     return parser.parse_args()
 
@@ -120,7 +125,12 @@ def _measured(options: argparse.Namespace) -> Figures:
 def main() -> None:
     """Measure, or read what was measured, and tell it."""
     options = _options()
-    figures = Figures.read(options.read) if options.read else _measured(options)
+    if options.read:
+        figures = Figures.read(options.read[0])
+        for other in options.read[1:]:
+            figures.join(Figures.read(other))
+    else:
+        figures = _measured(options)
     print(report.whole(figures))
     if options.targets:
         print(f"\n{report.targets(figures)}")

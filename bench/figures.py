@@ -75,6 +75,17 @@ class Figures:
         values = [above / below for above, below in pairs if below]
         return Spread.of(values) if values else None
 
+    def join(self, other: Figures) -> None:
+        """Take the loads that another run measured; its values replace those of the same load."""
+        taken = {(one.scenario, one.case) for one in other}
+        kept = {key: one for key, one in self._series.items() if key[:2] not in taken}
+        self._series = {**kept, **other._series}
+        versions = {**self.about.get("versions", {}), **other.about.get("versions", {})}
+        self.about = {**other.about, **self.about, "versions": versions}
+        self.missing.update(other.missing)
+        for text in other.notes:
+            self.note(text)
+
     def write(self, path: Path) -> None:
         """Write all of it as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,22 @@ def test_ratios_are_taken_within_a_round_and_told_by_their_median(tmp_path: Path
         assert each.notes == ["once"]
 
 
+def test_runs_of_different_loads_are_shown_together() -> None:
+    one, other = Figures(), Figures()
+    for number, figures in enumerate((one, other)):
+        figures.about = {"date": f"day {number}", "versions": {f"v{number}": "1"}}
+        figures.add("both", "c", "s", cpu_us=number)
+        figures.add(f"only {number}", "c", "s", cpu_us=number)
+    one.add("both", "c", "not measured again", cpu_us=0)
+    one.join(other)
+    assert {(series.scenario, series.server): series.values for series in one} == {
+        ("only 0", "s"): [0],
+        ("only 1", "s"): [1],
+        ("both", "s"): [1],
+    }
+    assert one.about == {"date": "day 0", "versions": {"v0": "1", "v1": "1"}}
+
+
 @pytest.mark.parametrize(
     ("median", "verdict"), [(2, "moonshot"), (4, "yes"), (6, "no"), (None, "not measured")]
 )
