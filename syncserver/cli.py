@@ -28,6 +28,7 @@ from syncserver.commands.base import (
     fail,
     read_settings,
 )
+from syncserver.config import LOG_LEVELS, Log
 from syncserver.errors import ConfigError, Unavailable
 from syncserver.logs import LogHandler
 from syncserver.version import __version__
@@ -36,7 +37,6 @@ logger = logging.getLogger("syncserver.cli")
 
 _ABOUT = ("-h", "--help", "--version")
 _MAX_WORKERS = 256
-_LEVELS = ("debug", "info", "warning", "error")
 _BIND_ERRNOS = {
     errno.EACCES,
     errno.EADDRINUSE,
@@ -121,9 +121,9 @@ def _add_serve(commands: Commands) -> None:
         "--log-level",
         metavar="LEVEL",
         type=str.lower,
-        choices=_LEVELS,
-        default="info",
-        help=f"what is logged on standard error: {', '.join(_LEVELS)} (default: %(default)s)",
+        choices=LOG_LEVELS,
+        help=f"what is logged on standard error: {', '.join(LOG_LEVELS)} (default: log.level of"
+        " the settings, which is info)",
     )
     parser.set_defaults(run=_serve)
 
@@ -156,9 +156,9 @@ def _workers(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from syncserver import running  # noqa: PLC0415  # --help does not wait for Tornado
 
-    _log_to_stderr(options.log_level)
     read = functools.partial(read_settings, options, make_key=True)
     config = read()
+    _log_to_stderr(config.log, options.log_level)
     try:
         return running.run(config, application=options.app, workers=options.workers, read=read)
     except Unavailable as error:
@@ -190,5 +190,6 @@ def _copy_client(options: argparse.Namespace) -> int:
     return 0
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=level.upper(), handlers=[LogHandler()])
+def _log_to_stderr(log: Log, level: str | None) -> None:
+    handler = LogHandler(format=log.format)
+    logging.basicConfig(level=(level or log.level).upper(), handlers=[handler], force=True)

@@ -18,6 +18,8 @@ from syncserver.delta import GROUP_MODEL
 from syncserver.errors import ConfigError
 
 MEMORY = "memory"
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])"
@@ -141,6 +143,14 @@ class Limits:
     max_linear_filters: int = 10_000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What is written on standard error, and how."""
+
+    format: str = "text"
+    level: str = "info"
+
+
 def default_services() -> Mapping[str, ServiceConfig]:
     """Return the services of a daemon that was told of none: one dealer of each kind to try."""
     dealers = {
@@ -170,6 +180,7 @@ class Config:
     frontend: Frontend = field(default_factory=Frontend)
     backend: Backend = field(default_factory=Backend)
     limits: Limits = field(default_factory=Limits)
+    log: Log = field(default_factory=Log)
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     services: Mapping[str, ServiceConfig] = field(default_factory=default_services)
     protocols: Mapping[str, ProtocolConfig] = field(default_factory=lambda: MappingProxyType({}))

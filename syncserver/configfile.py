@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from syncserver.config import (
+    LOG_FORMATS,
+    LOG_LEVELS,
     MEMORY,
     Backend,
     Config,
@@ -20,6 +22,7 @@ from syncserver.config import (
     Frontend,
     Known,
     Limits,
+    Log,
     Model,
     ProtocolConfig,
     ServiceConfig,
@@ -69,6 +72,7 @@ def load(
         insecure=insecure,
         frontend=frontend,
         limits=root.attempt(lambda: _limits(root.table("limits")), Limits()),
+        log=root.attempt(lambda: _log(root.table("log")), Log()),
         models=MappingProxyType(root.attempt(lambda: root.each_table("models", _model), {})),
         services=root.attempt(lambda: _services(root, known), default_services()),
         protocols=root.attempt(lambda: _protocols(root, known), MappingProxyType({})),
@@ -159,6 +163,14 @@ def _limits(table: Table) -> Limits:
     if limits.max_message_bytes > limits.max_inbox_bytes:
         raise table.error("max_inbox_bytes", "smaller than one message of max_message_bytes")
     return limits
+
+
+def _log(table: Table) -> Log:
+    table.only(settings_of(Log))
+    return Log(
+        format=table.choice("format", LOG_FORMATS, Log().format),
+        level=table.choice("level", LOG_LEVELS, Log().level),
+    )
 
 
 def _limit(table: Table, name: str, default: float) -> Any:

@@ -73,7 +73,7 @@ class Flusher:
                     frames += run.text_count
                     size += run.size
             except Exception:
-                logger.exception("Cannot write to %s", session.remote_address)
+                logger.exception("Cannot write to %s", session)
                 session.abort(CloseCode.INTERNAL)
             if left < 0:
                 break

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from syncserver.apikeys import HASH_PREFIX
-from syncserver.config import Backend, Frontend, Limits, suggest
+from syncserver.config import Backend, Frontend, Limits, Log, suggest
 from syncserver.configtable import settings_of
 from syncserver.errors import ConfigError
 
-_SECTIONS = {"frontend": Frontend, "backend": Backend, "limits": Limits}
+_SECTIONS = {"frontend": Frontend, "backend": Backend, "limits": Limits, "log": Log}
 
 # What is a text whatever it looks like.
 _TEXTS = {
     "engine",
     "address",
+    "format",
+    "level",
     "sockjs_client_url",
     "tls_cert",
     "tls_key",

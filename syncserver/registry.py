@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
+from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.counters import Traffic
 from syncserver.errors import Forbidden, InternalError, ProtocolError, UnknownService
@@ -14,7 +15,7 @@ from syncserver.flusher import Flusher
 from syncserver.protocols.base import Command, Failure, Message, Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.services.base import RPCService, Service
-from syncserver.session import Client, Session, Transport
+from syncserver.session import Session, Transport
 
 logger = logging.getLogger("syncserver.registry")
 
@@ -114,7 +115,7 @@ class ServiceRegistry:
         service = self.registered_services.get(message.service)
         call_id = _call_id(message)
         if service is None:
-            logger.info("Message for an unknown service from client %s", client.remote_address)
+            logger.info("Message for an unknown service from client %s", client)
             unknown = UnknownService("Unknown service")
             client.tell(Failure(message.service, call_id, unknown))
             return None

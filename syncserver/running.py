@@ -104,7 +104,7 @@ def differences(config: Config, read: Config) -> list[str]:
         for field in fields(getattr(config, door))
         if getattr(getattr(config, door), field.name) != getattr(getattr(read, door), field.name)
     ]
-    others = ("engine", "insecure", "limits", "models", "services")
+    others = ("engine", "insecure", "limits", "log", "models", "services")
     return found + [name for name in others if getattr(config, name) != getattr(read, name)]
 
 

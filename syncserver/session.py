@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from syncserver.client import Client, numbers
 from syncserver.config import Limits
 from syncserver.errors import CloseCode, ProtocolError
 from syncserver.flusher import Flusher
@@ -39,30 +39,6 @@ class Transport(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what was written; abort it if the peer does not read."""
-
-
-class Client(ABC):
-    """Whom services answer: a connected session, or the one call of a backend."""
-
-    identity: Any = None
-    """Who the client is, as a grant or a service of the application says (any JSON)."""
-    idempotency_key: str | None = None
-    """The key that the call of a backend came with."""
-    remote_address: str = ""
-    open: bool = True
-    """False as soon as nothing that is told can reach the peer any more."""
-
-    def may(self, operation: str | None) -> bool:
-        """Tell whether the client may call what is for an operation; None: for nothing named."""
-        return True
-
-    @abstractmethod
-    def tell(self, event: wire.Event) -> None:
-        """Send one event; ValueError if JSON cannot carry it."""
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send an envelope ``{"service": ..., "message": ...}``."""
-        self.tell(wire.Notification(message["service"], message["message"]))
 
 
 class Session(Client):
@@ -90,6 +66,7 @@ class Session(Client):
         "_transport",
         "_writable",
         "identity",
+        "number",
         "open",
         "pending",
         "protocol",
@@ -109,6 +86,7 @@ class Session(Client):
     ) -> None:
         self.protocol = protocol
         self.remote_address = remote_address
+        self.number = next(numbers)
         self.identity: Any = None
         self.open = True
         self.pending = 0
@@ -278,7 +256,7 @@ class Session(Client):
 
     def _handle(self, message: Incoming) -> None:
         if isinstance(message, ProtocolError):
-            logger.info("Unreadable message from %s: %s", self.remote_address, message.code)
+            logger.info("Unreadable message from %s: %s", self, message.code)
             self.tell(wire.Failure(message.service, message.call_id, message))
             return
         if not isinstance(message, wire.Message | wire.Command):

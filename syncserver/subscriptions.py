@@ -223,7 +223,7 @@ class Subscriptions:
                 try:
                     session.put(frame_for(session.protocol))
                 except Exception:  # a protocol with state of its own; the others go on
-                    logger.exception("A delta cannot be told to %s", session.remote_address)
+                    logger.exception("A delta cannot be told to %s", session)
                     session.abort(CloseCode.INTERNAL)
             self.peers.touch(view)
         if narrowed.failed:

@@ -837,7 +837,7 @@ async def test_the_log_names_the_key_by_its_id_and_never_holds_it(
     async with with_keys(key) as daemon:
         await daemon.request(body=call_body(*CALLS["revoke"]))
         await daemon.request(body=GOOD, headers={"X-Backend-Key": wrong})
-    assert "key reports, which is not for it" in caplog.text
+    assert "its key reports is not for this" in caplog.text
     assert "Invalid API key" in caplog.text
     assert KEY not in caplog.text
     assert wrong not in caplog.text

@@ -334,7 +334,7 @@ LARGEST = 2**53
     [
         (
             "port = 1",
-            "port: unknown key; known: engine, insecure, frontend, backend, limits, models,",
+            "port: unknown key; known: engine, insecure, frontend, backend, limits, log, models,",
         ),
         ('"a\\nb" = 1\nengine = 2', r'"a\nb": unknown key; known: engine, insecure, frontend,'),
         ('engine = "memroy"', 'engine: unknown engine "memroy"; did you mean "memory"?'),
@@ -424,6 +424,7 @@ LARGEST = 2**53
             "[limits]\nmax_message_bytes = 300_000",
             "[limits] max_inbox_bytes: smaller than one message of max_message_bytes",
         ),
+        ('[log]\nformat = "jsno"', '[log] format: unknown format "jsno"; did you mean "json"?'),
         ("[models]\nTask = 1", "[models] Task: must be a table, not a whole number"),
         ('[models.Task]\nkye = "id"', '[models.Task] kye: unknown key; did you mean "key"?'),
         ('[models."a.b"]\nkey = 1', '[models."a.b"] key: must be a string, not a whole number'),

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("cells", "comparisons", "filters", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
-    ("accepting", "flusher", "session", "stream", "tasks", "wheel"),
+    ("accepting", "flusher", "client", "session", "stream", "tasks", "wheel"),
     ("views", "claims", "peers", "tickets", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
@@ -50,6 +50,7 @@ FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floo
 
 # Two files of one floor, of which the first stands on the second.
 STANDS_ON = {
+    ("session", "client"),  # a session is one
     ("config", "delta"),  # the model that groups have
     ("configfile", "config"),  # the file is read into the settings
     ("configfile", "configdoors"),

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 from syncserver.logs import BURST, WINDOW_SECONDS, LogHandler
+from syncserver.registry import ServiceRegistry
+from tests.support.calls import MemoryPeer
+from tests.support.daemon import process
 
 
 class Log:
@@ -65,3 +73,67 @@ def test_kinds_without_end_take_no_memory_without_end() -> None:
         log.say(f"a kind of its own: {number}")
     assert len(log.take()) == 5000
     assert len(log.handler._windows) <= 1000
+
+
+# JSON.
+
+
+def as_json(text: str, *args: Any, exc_info: Any = None) -> dict[str, Any]:
+    """Log one record and read it as a program would."""
+    stream = io.StringIO()
+    record = logging.LogRecord("syncserver.x", logging.INFO, "", 1, text, args, exc_info)
+    LogHandler(stream, format="json").handle(record)
+    (line,) = stream.getvalue().splitlines()
+    fields: dict[str, Any] = json.loads(line)
+    return fields
+
+
+def test_a_record_may_be_a_json_object() -> None:
+    fields = as_json("Refused %s\n", 'a "quoted"\u2028\x1b thing')
+    assert fields.pop("time").endswith("Z")
+    assert fields.pop("pid") > 0
+    assert fields == {
+        "level": "info",
+        "logger": "syncserver.x",
+        "message": 'Refused a "quoted"\u2028\x1b thing\n',
+        "event": "Refused %s\n",
+    }
+
+
+def test_a_traceback_stands_in_its_object() -> None:
+    try:
+        raise ValueError("x")
+    except ValueError:
+        fields = as_json("Failed", exc_info=sys.exc_info())
+    assert fields["exception"].startswith("Traceback")
+    assert fields["exception"].endswith("ValueError: x")
+
+
+async def test_lines_about_a_connection_name_it_and_another_has_another_name() -> None:
+    registry = ServiceRegistry()
+    one, two = MemoryPeer(registry).session, MemoryPeer(registry).session
+    fields = as_json("No pong from %s", one)
+    assert (fields["connection"], fields["remote"]) == (one.connection_id, "peer")
+    assert fields["message"] == f"No pong from peer (connection {one.connection_id})"
+    assert one.connection_id != two.connection_id
+
+
+async def test_a_daemon_logs_as_its_settings_say(tmp_path: Path) -> None:
+    environ = {
+        "SYNCSERVER_LOG__FORMAT": "json",
+        "SYNCSERVER_STATE_DIR": str(tmp_path / "state"),
+        "SYNCSERVER_FRONTEND__PORT": "0",
+        "SYNCSERVER_BACKEND__PORT": "0",
+    }
+    async with process("serve", environ=environ) as daemon:
+        await daemon.started()
+        daemon.child.send_signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+    (line,) = daemon.log.splitlines()
+    assert json.loads(line)["message"] == "Draining; a second signal ends at once"
+    environ["SYNCSERVER_LOG__LEVEL"] = "warning"
+    async with process("serve", environ=environ) as daemon:
+        await daemon.started()
+        daemon.child.send_signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+    assert daemon.log == ""

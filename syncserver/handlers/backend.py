@@ -18,11 +18,11 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from syncserver import strict_json
 from syncserver.apikeys import ApiKey, KeyRing
+from syncserver.client import Client
 from syncserver.errors import CommandTimeout, ProtocolError, RPCError, Unavailable
 from syncserver.protocols.base import Command, Event, Failure, Message
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
-from syncserver.session import Client
 
 logger = logging.getLogger("syncserver.backend")
 
@@ -44,11 +44,14 @@ class BackendClient(Client):
             asyncio.get_running_loop().create_future()
         )
 
+    def __str__(self) -> str:
+        return self.remote_address
+
     def may(self, operation: str | None) -> bool:
         """Tell whether the caller's key is for an operation."""
         if self._key is None or self._key.allows(operation):
             return True
-        logger.info("Refused a call with key %s, which is not for it", self._key.id)
+        logger.info("Refused %s: its key %s is not for this", self, self._key.id)
         return False
 
     def tell(self, event: Event) -> None:

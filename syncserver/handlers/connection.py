@@ -154,7 +154,7 @@ class Connection(ABC):
             while self._reader is not None and (received := reader.next()) is not None:
                 self._handle(received)
         except frames.Violation as violation:
-            logger.info("%s broke the protocol: %s", self.session.remote_address, violation)
+            logger.info("%s broke the protocol: %s", self.session, violation)
             self._reader = None
             self.session.abort(violation.code, violation.reason)
 
@@ -226,5 +226,5 @@ class Connection(ABC):
             left = self._terms.ping_seconds - waited
             self._alarm = self._terms.wheel.call_later(left, self._ping)
         else:
-            logger.info("No pong from %s", self.session.remote_address)
+            logger.info("No pong from %s", self.session)
             self.session.abort(CloseCode.NO_PONG)

@@ -167,7 +167,7 @@ class EventsHandler(RequestHandler):
 
     def _stalled(self) -> None:
         if self._session is not None:
-            logger.info("%s takes nothing", self.request.remote_ip)
+            logger.info("%s takes nothing", self._session)
             self._session.abort(CloseCode.NO_PONG)
 
     def _service(self, name: str) -> DataSyncService:

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from syncserver import canonical
+from syncserver.client import Client
 from syncserver.errors import NoSuchSubscription, RPCError
 from syncserver.protocols.base import Acquired
 from syncserver.services.base import Request, RPCService, rpc_command, session_of
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
-from syncserver.session import Client, Session
+from syncserver.session import Session
 
 __all__ = ["ApplicationService", "Handlers"]
 

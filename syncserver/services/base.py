@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from syncserver import canonical
+from syncserver.client import Client
 from syncserver.engines.base import Engine
 from syncserver.errors import (
     Forbidden,
@@ -27,7 +28,7 @@ from syncserver.errors import (
 )
 from syncserver.protocols.base import Command, Event, Failure, Notification, Reply
 from syncserver.protocols.native import read_call
-from syncserver.session import Client, Session
+from syncserver.session import Session
 
 __all__ = [
     "RPCError",
@@ -170,7 +171,7 @@ class RPCService(Service):
         try:
             call = read_call(self.name, msg)
         except ProtocolError as error:
-            logger.info('Invalid format in RPC service "%s": %s', self.name, error)
+            logger.info('Invalid format in RPC service "%s" from %s: %s', self.name, client, error)
             client.tell(Failure(self.name, error.call_id, error))
             return None
         return self.process_command_from(client, call)
@@ -203,7 +204,12 @@ class RPCService(Service):
         try:
             self._signatures[request.command].bind(self, request, **request.params)
         except TypeError:
-            logger.info('Invalid params in RPC service "%s": %s', self.name, request.command)
+            logger.info(
+                'Invalid params in RPC service "%s": %s from %s',
+                self.name,
+                request.command,
+                request.client,
+            )
             raise InvalidParams from None
         return method
 
@@ -226,9 +232,10 @@ class RPCService(Service):
     def _refuse(self, request: Request, error: BaseException) -> None:
         if not isinstance(error, RPCError):
             logger.error(
-                'Unhandled exception in RPC service "%s": %s',
+                'Unhandled exception in RPC service "%s": %s from %s',
                 self.name,
                 request.command,
+                request.client,
                 exc_info=error,
             )
             error = InternalError()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from syncserver import entries
+from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.dealers.base import Dealer
 from syncserver.dealers.group import GroupDealer
@@ -21,7 +22,7 @@ from syncserver.position import Position
 from syncserver.protocols.base import Acquired
 from syncserver.reorder import Reorder
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
-from syncserver.session import Client, Session
+from syncserver.session import Session
 from syncserver.subscriptions import Subscriptions
 from syncserver.tickets import Tickets
 from syncserver.views import Views

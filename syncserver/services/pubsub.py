@@ -10,13 +10,14 @@ import logging
 from typing import Any, NamedTuple
 
 from syncserver import canonical, strict_json
+from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import RefetchReason, RPCError
 from syncserver.protocols.base import Frame, Freshness, Notification, Protocol
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
-from syncserver.session import Client, Session
+from syncserver.session import Session
 from syncserver.stream import Record, Stream
 
 __all__ = ["PubSubBackend", "PubSubService"]
