@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from syncserver.errors import RPCError
 
 Row = Mapping[str, Any]
 Kind = Literal["insert", "update", "delete"]
+
+_ONE_ROW = frozenset({"type", "model", "version", "data"})
+_TWO_ROWS = frozenset({"type", "model", "version", "oldData", "newData"})
 
 GROUP_MODEL = "$group"
 """The model of what is told to groups; its rows have ``group`` and ``object``."""
@@ -21,8 +23,7 @@ class InvalidDelta(RPCError):
     code = "invalid_delta"
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """A row was inserted (no ``old``), deleted (no ``new``) or updated (both).
 
     ``version`` rises with each change of the row; it orders deltas whose
@@ -77,20 +78,19 @@ class Delta:
         new: Row | None
         match wire.get("type"):
             case "insert":
-                old, new, rows = None, _row(wire, "data"), {"data"}
+                old, new, rows = None, _row(wire, "data"), _ONE_ROW
             case "update":
                 old, new = _row(wire, "oldData"), _row(wire, "newData")
-                rows = {"oldData", "newData"}
+                rows = _TWO_ROWS
             case "delete":
-                old, new, rows = _row(wire, "data"), None, {"data"}
+                old, new, rows = _row(wire, "data"), None, _ONE_ROW
             case _:
                 raise InvalidDelta("Invalid delta type", field="type")
         version = wire.get("version")
         if version is not None and (type(version) is not int or version < 0):
             raise InvalidDelta("version must be a whole number from 0", field="version")
-        unknown = wire.keys() - rows - {"type", "model", "version"}
-        if unknown:
-            raise InvalidDelta("Unknown field", field=min(unknown))
+        if not rows.issuperset(wire):
+            raise InvalidDelta("Unknown field", field=min(wire.keys() - rows))
         return cls(model, old, new, version)
 
 

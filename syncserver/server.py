@@ -15,9 +15,10 @@ from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.doors import Door, UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
-from syncserver.handlers.backend import BackendHTTPHandler, HealthHandler
+from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
+from syncserver.handlers.health import HealthHandler
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions

@@ -27,6 +27,7 @@ _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SIXTEEN_DIGITS = b"0" * 16  # what a number beyond MAX_INTEGER has at least
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_CONTAINERS = {dict, list}
 _WRITABLE = {str, bool, type(None)}  # lone surrogates are left for msgspec to refuse
 
 _decoder = msgspec.json.Decoder()
@@ -127,14 +128,16 @@ def _check_integers(value: Any) -> None:
 
 def _count_keys(value: Any) -> int:
     count = 0
-    pending = [value]
+    pending = [value] if type(value) in _CONTAINERS else []
     while pending:
         item = pending.pop()
         if type(item) is dict:
             count += len(item)
-            pending += item.values()
-        elif type(item) is list:
-            pending += item
+            item = item.values()
+        for inner in item:
+            kind = type(inner)
+            if kind is dict or kind is list:
+                pending.append(inner)
     return count
 
 

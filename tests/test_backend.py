@@ -81,6 +81,12 @@ class Office(RPCService):
         return "done"
 
     @rpc_command
+    async def hasty(self, req: Request) -> str:
+        self.send_message_to(req.client, {"type": "first"})
+        await self.gate.wait()
+        return "second"
+
+    @rpc_command
     def chatty(self, req: Request) -> str:
         self.send_message_to(req.client, {"type": "first"})
         return "second"
@@ -241,6 +247,18 @@ async def test_the_first_thing_that_a_caller_is_told_is_its_answer() -> None:
     async with office() as (daemon, _):
         response = await daemon.request(body=call_body("office", "chatty", {}))
         assert json.loads(response.body)["message"] == {"type": "first"}
+
+
+async def test_an_answer_leaves_at_once_and_the_command_goes_on_as_long_as_it_likes() -> None:
+    async with office(call_seconds=0.05) as (daemon, service):
+        response = await daemon.request(body=call_body("office", "hasty", {}))
+        assert json.loads(response.body)["message"] == {"type": "first"}
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.1, later.set)
+        await later.wait()
+        assert daemon.backend.calls_under_way == 1
+        service.gate.set()
+        await until(lambda: not daemon.backend.calls_under_way)
 
 
 async def test_a_command_may_answer_later() -> None:
@@ -558,6 +576,16 @@ async def test_a_connection_is_kept_after_errors() -> None:
             answered, envelope = await raw.answer()
             assert answered == status
         assert envelope == ANSWER
+
+
+async def test_a_body_that_comes_too_slowly_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("syncserver.handlers.backend._BODY_SECONDS", 0.05)
+    async with office() as (daemon, _), wire(daemon) as raw:
+        raw.send(HEAD, b"{", length=1000)
+        assert await raw.ended()
+        assert (await daemon.request(body=GOOD)).code == 200
 
 
 async def test_a_caller_that_leaves_disturbs_nobody() -> None:

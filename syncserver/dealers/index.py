@@ -129,6 +129,8 @@ class Index(Generic[T]):
     def find(self, row: Row) -> list[T]:
         """Return the items whose filter the row passes, each once."""
         found: list[T] = []
+        if not self._entries:
+            return found
         candidates = self._candidates(row)
         self.examined += len(candidates)
         for entry in candidates:

@@ -1,4 +1,4 @@
-"""HTTP for the web app: one call in, its answer out. And whether the daemon is well.
+"""HTTP for the web app: one call in, its answer out.
 
 Status codes are in docs/reference/wire; what a service refuses is 200, with the
 error in the body.
@@ -16,7 +16,6 @@ from typing import Any
 
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from syncserver import strict_json
 from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.client import Client
 from syncserver.errors import CommandTimeout, ProtocolError, RPCError, Unavailable
@@ -29,17 +28,23 @@ logger = logging.getLogger("syncserver.backend")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _DRAIN_RETRY_SECONDS = 1
 _DROPPED_BODIES = 4
+_BODY_SECONDS = 15.0
 
 
 class BackendClient(Client):
     """The caller of one call; the first thing that it is told is its answer."""
 
     def __init__(
-        self, remote_address: str, idempotency_key: str | None, key: ApiKey | None = None
+        self,
+        remote_address: str,
+        idempotency_key: str | None,
+        key: ApiKey | None = None,
+        on_answer: Callable[[Event, bytes], None] | None = None,
     ) -> None:
         self.remote_address = remote_address
         self.idempotency_key = idempotency_key
         self._key = key
+        self._on_answer = on_answer
         self.answer: asyncio.Future[tuple[Event, bytes]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -57,9 +62,12 @@ class BackendClient(Client):
     def tell(self, event: Event) -> None:
         """Answer the call; what comes after the answer is dropped."""
         body = NativeProtocol().encode(event)[0]
-        if not self.answer.done():
-            self.open = False
-            self.answer.set_result((event, body))
+        if self.answer.done():
+            return
+        self.open = False
+        self.answer.set_result((event, body))
+        if self._on_answer is not None:
+            self._on_answer(event, body)
 
 
 @stream_request_body
@@ -101,6 +109,8 @@ class BackendHTTPHandler(RequestHandler):
         self._body = bytearray()
         self._received = 0
         self._refused: HTTPError | None = None
+        self._deadline: asyncio.Timeout | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     def check_api_key(self) -> None:
         """Raise HTTPError 401 unless the caller has a key; override it for another way."""
@@ -122,6 +132,9 @@ class BackendHTTPHandler(RequestHandler):
         """
         connection: Any = self.request.connection
         connection.set_max_body_size(sys.maxsize)  # the bounds are kept here, where they answer
+        connection.set_body_timeout(None)  # Tornado's costs a tenth of a call
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(_BODY_SECONDS, self._hang_up)
         try:
             self._check_head()
         except HTTPError as error:
@@ -144,17 +157,23 @@ class BackendHTTPHandler(RequestHandler):
 
     async def post(self, *args: str, **kwargs: str) -> None:
         """Run one call and send its answer."""
+        if self._patience is not None:
+            self._patience.cancel()
         if self._finished:
             return
         if self._refused is not None:
             raise self._refused
         messages = NativeProtocol().receive(bytes(self._body))
-        client = BackendClient(self.request.remote_ip or "", self._idempotency_key(), self._key)
-        event, body = await self._answer(client, messages[0])
-        if isinstance(event, Failure):
-            self._registry.traffic.errors.add(event.error.code)
-            self._set_error_status(event.error)
-        self._send_json(body)
+        remote_address = self.request.remote_ip or ""
+        key = self._idempotency_key()
+        client = BackendClient(remote_address, key, self._key, self._reply)
+        await self._call(client, messages[0])
+
+    def on_connection_close(self) -> None:
+        """Wait no longer for a body whose sender is gone."""
+        super().on_connection_close()
+        if self._patience is not None:
+            self._patience.cancel()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Send an error envelope instead of a page."""
@@ -176,20 +195,36 @@ class BackendHTTPHandler(RequestHandler):
         else:
             logger.error("A call failed", exc_info=value)
 
-    async def _answer(
-        self, client: BackendClient, message: Message | Command
-    ) -> tuple[Event, bytes]:
+    async def _call(self, client: BackendClient, message: Message | Command) -> None:
+        """Run one call; its answer leaves as soon as it is there, even if the call goes on."""
         self._registry.calls_under_way += 1
-        pending = self._registry.dispatch(client, message)
-        task = asyncio.ensure_future(pending) if inspect.isawaitable(pending) else None
         try:
-            return await asyncio.wait_for(asyncio.shield(client.answer), self._limits.call_seconds)
+            async with asyncio.timeout(self._limits.call_seconds) as self._deadline:
+                pending = self._registry.dispatch(client, message)
+                if inspect.isawaitable(pending):
+                    await pending
+                await client.answer
         except TimeoutError:
+            client.answer.cancel()
             raise CommandTimeout from None
         finally:
             self._registry.calls_under_way -= 1
-            if task is not None and not client.answer.done():
-                task.cancel()
+
+    def _reply(self, event: Event, body: bytes) -> None:
+        if self._deadline is not None:
+            if self._deadline.expired():
+                return
+            self._deadline.reschedule(None)
+        if isinstance(event, Failure):
+            self._registry.traffic.errors.add(event.error.code)
+            self._set_error_status(event.error)
+        self._send_json(body)
+
+    def _hang_up(self) -> None:
+        logger.info("The body of a call from %s came too slowly", self.request.remote_ip)
+        connection: Any = self.request.connection
+        if connection.stream is not None:
+            connection.stream.close()
 
     def _check_head(self) -> None:
         if self.request.method != "POST":
@@ -255,25 +290,3 @@ def _key_ring(api_key: str | bytes | None = None, api_keys: Iterable[bytes] = ()
 
 def _code_of(status: int) -> str:
     return _CODES.get(status, "malformed" if status < 500 else "internal_error")
-
-
-class HealthHandler(RequestHandler):
-    """``GET``: 200 and ``{"ok": true}``, or 503 and the reasons why not.
-
-    :param check: returns the reasons; ``/live`` has none as long as the loop turns.
-    """
-
-    def initialize(self, check: Callable[[], Awaitable[list[str]]]) -> None:
-        """Take the option of the route."""
-        self._check = check
-
-    async def get(self) -> None:
-        """Say how the daemon is."""
-        reasons = await self._check()
-        self.set_status(503 if reasons else 200)
-        self.set_header("Content-Type", "application/json; charset=UTF-8")
-        self.set_header("Cache-Control", "no-store")
-        body: dict[str, Any] = {"ok": not reasons}
-        if reasons:
-            body["reasons"] = reasons
-        self.finish(strict_json.encode(body))
