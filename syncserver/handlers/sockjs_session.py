@@ -126,6 +126,7 @@ class PollingSession:
             self._sending = None
             self._released()
             self.session.close(CloseCode.PROTOCOL_ERROR, _INTERRUPTED)
+            self._tell()  # who broke off is not waited for
 
     # Of the core: session.Transport.
 

@@ -1,0 +1,1 @@
+"""A chat over SockJS, for browsers whose network lets no WebSocket through."""
