@@ -7,12 +7,16 @@ docs/reference/metrics, under the name that it is given there (``syncserver.meas
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import ItemsView
+from collections.abc import ItemsView, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from syncserver.errors import SyncError
+
+OK = "ok"
 OTHER = "other"
 
 _MOST_LABELS = 100
@@ -34,6 +38,19 @@ class Tally:
         if label not in counts and len(counts) >= self._most:
             label = OTHER
         counts[label] = counts.get(label, 0) + amount
+
+    @contextlib.contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Count how a body ends: ``ok``, or the code of the error that it raises."""
+        label = OTHER
+        try:
+            yield
+            label = OK
+        except SyncError as error:
+            label = error.code
+            raise
+        finally:
+            self.add(label)
 
     def __getitem__(self, label: str) -> int:
         return self._counts.get(label, 0)
@@ -81,3 +98,37 @@ class Traffic:
     writes: int = 0
     frames: int = 0
     sent_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Activity:
+    """What one service did; results are ``ok`` or the code of an error.
+
+    ``published`` are batches or messages that this process was given, ``deltas`` those that came
+    from the log, whoever published them; ``deliveries`` are frames put in outboxes.
+    """
+
+    publishes: Tally = field(default_factory=Tally)
+    published_deltas: int = 0
+    publish_seconds: Histogram = field(default_factory=Histogram)
+    lag_seconds: Histogram = field(default_factory=Histogram)
+    entries: int = 0
+    deltas: int = 0
+    deliveries: int = 0
+    grants: int = 0
+    acquires: Tally = field(default_factory=Tally)
+    resumes: Tally = field(default_factory=Tally)
+    refetches: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a service stands now; ``clients`` are sessions that are subscribed to something."""
+
+    clients: int
+    subscriptions: int
+    views: int
+    items: int
+    offset: int
+    tail_bytes: int
+    stale: bool

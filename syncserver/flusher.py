@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from syncserver.counters import Traffic
@@ -45,6 +46,8 @@ class Flusher:
     def __init__(self, traffic: Traffic | None = None) -> None:
         self.traffic = traffic or Traffic()
         self._due: deque[Flushed] = deque()
+        self._passed = 0
+        self._after: deque[tuple[int, Callable[[], None]]] = deque()
         self._next: dict[wire.Run | None, wire.Run] = {}
 
     def extended(self, run: wire.Run | None, frame: wire.Frame) -> wire.Run:
@@ -60,11 +63,19 @@ class Flusher:
             asyncio.get_running_loop().call_soon(self._turn)
         self._due.append(session)
 
+    def after(self, callback: Callable[[], None]) -> None:
+        """Call back when all that is due now was handed over; at once if nothing is."""
+        if self._due:
+            self._after.append((self._passed + len(self._due), callback))
+        else:
+            callback()
+
     def _turn(self) -> None:
         due, left = self._due, _BYTES_PER_TURN
-        writes = frames = size = 0
+        passed = writes = frames = size = 0
         for _ in range(min(len(due), _FLUSHED_PER_TURN)):
             session = due.popleft()
+            passed += 1
             left -= session.pending
             try:
                 run = session.flush()
@@ -81,6 +92,9 @@ class Flusher:
         traffic.writes += writes
         traffic.frames += frames
         traffic.sent_bytes += size - frames * wire.TEXT_OVERHEAD_BYTES
+        self._passed += passed
+        while self._after and self._after[0][0] <= self._passed:
+            self._after.popleft()[1]()
         if due:
             asyncio.get_running_loop().call_soon(self._turn)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from syncserver.config import Limits
@@ -94,7 +94,7 @@ class Peers:
         """Return all subscriptions."""
         return [held for some in self._tokens.values() for held in some]
 
-    def tokens(self) -> Iterable[str]:
+    def tokens(self) -> Collection[str]:
         """Return the tokens that are held here."""
         return self._tokens
 

@@ -26,8 +26,6 @@ from syncserver.protocols import base as wire
 
 logger = logging.getLogger("syncserver.session")
 
-_BY_PEER = "peer"
-
 Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
 
 
@@ -156,6 +154,11 @@ class Session(Client):
             self._scheduled = True
             self._flusher.add(self)
 
+    @property
+    def flusher(self) -> Flusher:
+        """Who hands over what is put here."""
+        return self._flusher
+
     async def writable(self, size: int = 0) -> bool:
         """Wait until half of the outbox has room for ``size`` bytes, or all of it is empty.
 
@@ -191,7 +194,7 @@ class Session(Client):
         self.pending = 0
         if self.open:
             self.open = False
-            self._flusher.traffic.closed.add(_BY_PEER)
+            self._flusher.traffic.closed.add("peer")
             self._ended()
 
     def drained(self) -> None:

@@ -92,7 +92,7 @@ class Stream(Generic[T]):
         self._past_seconds = past_seconds
         self._tail: dict[int, Record[T]] = {}
         self._tail_first = 1
-        self._tail_size = 0
+        self.tail_size = 0
         self._settled: dict[Position, Record[T]] = {}
         self._settled_size = 0
         self._stop: Callable[[], None] | None = None
@@ -227,9 +227,9 @@ class Stream(Generic[T]):
 
     def _keep(self, record: Record[T]) -> None:
         self._tail[record.position.offset] = record
-        self._tail_size += record.size
-        while self._tail_size > self._tail_bytes:
-            self._tail_size -= self._tail.pop(self._tail_first).size
+        self.tail_size += record.size
+        while self.tail_size > self._tail_bytes:
+            self.tail_size -= self._tail.pop(self._tail_first).size
             self._tail_first += 1
 
     def _in_tail(self, after: Position) -> bool:
@@ -292,7 +292,7 @@ class Stream(Generic[T]):
         self.cursor = await self._engine.head(self.name)
         self._tail.clear()
         self._tail_first = self.cursor.offset + 1
-        self._tail_size = 0
+        self.tail_size = 0
         while self._waiting:
             self._release_first()
         logger.warning("%s was lost (%s); its subscribers fetch again", self.name, reason)

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable
 from syncserver import entries
 from syncserver.claims import Claim, Claims
 from syncserver.config import Limits
-from syncserver.delta import Delta
+from syncserver.counters import Activity
+from syncserver.delivery import Delivery
 from syncserver.engines.base import Engine, Taken
 from syncserver.errors import (
     AlreadyAcquired,
-    CloseCode,
     InvalidQuery,
     NoSuchSubscription,
     Refetch,
@@ -39,10 +39,11 @@ from syncserver.joining import Joining
 from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
 from syncserver.protocols.base import Ended, Freshness, RefetchNotice
+from syncserver.publishing import Publisher
 from syncserver.session import Session
 from syncserver.stream import Record, Stream
 from syncserver.tasks import Tasks
-from syncserver.views import FrameCache, View, Views
+from syncserver.views import View, Views
 
 logger = logging.getLogger("syncserver.subscriptions")
 
@@ -61,6 +62,7 @@ class Subscriptions:
         views: Views,
         engine: Engine,
         limits: Limits,
+        activity: Activity,
         *,
         settle: Callable[[entries.Value], entries.Value] | None = None,
     ) -> None:
@@ -74,6 +76,9 @@ class Subscriptions:
             past_seconds=limits.reorder_seconds,
         )
         self.peers = Peers(service)
+        self.publisher = Publisher(engine, self.stream, activity)
+        self._delivery = Delivery(service, views, self.peers, self.publisher, activity)
+        self._activity = activity
         self._joining = Joining(service, self.stream, views, self.peers, limits)
         self._service = service
         self._views = views
@@ -147,9 +152,11 @@ class Subscriptions:
 
     def deliver(self, record: Record[entries.Value]) -> None:
         """Send one entry to whom it concerns."""
+        self._activity.entries += 1
         match record.value:
             case entries.Batch(deltas):
-                self._deliver_batch(deltas)
+                if failed := self._delivery.deliver(deltas):
+                    self.end_views(failed, RefetchReason.FILTER_FAILED)
             case entries.TakenOver(token, take):
                 for subscription in self.peers.of_token(token):
                     if subscription.take < take:
@@ -163,9 +170,11 @@ class Subscriptions:
     def turn_ended(self) -> None:
         """Tell the position to those who were sent something in this turn."""
         self.peers.tell_due(self.stream.cursor)
+        self.publisher.arrived()
 
     def lost(self, reason: RefetchReason) -> None:
         """End all subscriptions now and tell them in turn: what they missed cannot be had."""
+        self.publisher.forget()
         for subscription in self.peers.subscriptions():
             self._end_in_turn(subscription, reason)
 
@@ -210,24 +219,6 @@ class Subscriptions:
         return subscription
 
     # Live.
-
-    def _deliver_batch(self, deltas: tuple[Delta, ...]) -> None:
-        narrowed = self._views.narrow(deltas)
-        frames = FrameCache(self._service, deltas)
-        for view, changes in narrowed.seen.items():
-            if not view.subscribers:
-                continue
-            frame_for = frames.of_view(view.tag, tuple(changes))
-            for subscription in view.subscribers:
-                session = subscription.peer.session
-                try:
-                    session.put(frame_for(session.protocol))
-                except Exception:  # a protocol with state of its own; the others go on
-                    logger.exception("A delta cannot be told to %s", session)
-                    session.abort(CloseCode.INTERNAL)
-            self.peers.touch(view)
-        if narrowed.failed:
-            self.end_views(narrowed.failed, RefetchReason.FILTER_FAILED)
 
     def _condemn(self, views: set[View]) -> None:
         for subscription in self.peers.of_views(views):
@@ -284,8 +275,11 @@ class Subscriptions:
     def _tell_end(self, subscription: Subscription) -> None:
         subscription.is_untold = False
         error = subscription.error
-        notice = RefetchNotice if isinstance(error, Refetch) else Ended
         reason = "" if error is None else str(error.reason)
+        notice: type[Ended | RefetchNotice] = Ended
+        if isinstance(error, Refetch):
+            notice = RefetchNotice
+            self._activity.refetches.add(reason)
         told = notice(self._service, subscription.token, reason, subscription.named_views)
         subscription.peer.session.tell(told)
 

@@ -61,6 +61,11 @@ class Views:
         self._views: dict[tuple[str, str | None, frozenset[SubscriptionItem]], View] = {}
         self._view_uses: Counter[View] = Counter()
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many views there are, and how many items in the indexes of the dealers."""
+        return len(self._views), len(self._items)
+
     def add_dealer(self, dealer: Dealer) -> None:
         """Let subscriptions name ``dealer``."""
         if dealer.name in self.dealers:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
+from typing import Any
 
 import pytest
 
-from syncserver.counters import OTHER, Histogram, Tally
-from syncserver.errors import CloseCode
+from syncserver.counters import OTHER, Activity, Histogram, Tally
+from syncserver.engines.memory import MemoryEngine
+from syncserver.errors import CloseCode, RefetchReason
 from syncserver.protocols import base as wire
 from syncserver.registry import ServiceRegistry
+from syncserver.services.pubsub import PubSubService
 from tests.support.calls import MemoryPeer
-from tests.support.daemon import serving, until
+from tests.support.daemon import Daemon, call_body, serving, until
+from tests.support.delayed import Delayed
 from tests.support.sockets import Echo
+
+
+def activity_of(daemon: Daemon, service: str) -> Activity:
+    activity = daemon.frontend.registered_services[service].activity
+    assert activity is not None
+    return activity
 
 
 @pytest.mark.core
@@ -98,3 +109,137 @@ async def test_handshakes_that_are_refused_are_counted_by_reason() -> None:
             url = f"http://127.0.0.1:{port}/ws"
             await daemon._client.fetch(url, headers=headers, raise_error=False)
         assert dict(daemon.frontend.traffic.refused.items()) == {"origin": 1, "handshake": 1}
+
+
+# What services do.
+
+
+def insert(number: int) -> dict[str, Any]:
+    return {"type": "insert", "model": "Task", "data": {"id": number}}
+
+
+async def test_publishes_are_counted_by_result_with_their_deltas() -> None:
+    async with serving() as daemon:
+        await daemon.publish(insert(1), insert(2))
+        await daemon.post("datasync_backend", "publishDeltas", deltas=[{"type": "insert"}])
+        key = {"Idempotency-Key": "k"}
+        for number in (3, 4):
+            body = call_body("datasync_backend", "publishDeltas", {"deltas": [insert(number)]})
+            await daemon.request(body=body, headers=key)
+        activity = activity_of(daemon, "datasync")
+        assert dict(activity.publishes.items()) == {
+            "ok": 2,
+            "invalid_delta": 1,
+            "idempotency_conflict": 1,
+        }
+        assert activity.published_deltas == 3
+        assert activity.publish_seconds.cumulative()[-1] == 2
+        await until(lambda: activity.deltas == 3)
+        assert activity.entries == 2
+
+
+async def test_deliveries_are_counted_for_each_session_that_gets_them() -> None:
+    async with serving() as daemon:
+        for _ in range(3):
+            peer = await daemon.connect()
+            token = await daemon.authorize(("AllTasks", None))
+            await peer.call("datasync", "acquireSubscription", token=token, position=None)
+        await daemon.publish(insert(1), insert(2))
+        await peer.notice("delta")
+        activity = activity_of(daemon, "datasync")
+        assert (activity.deliveries, activity.grants) == (3, 3)
+        standing = daemon.frontend.registered_services["datasync"].standing()
+        assert standing is not None
+        held = (standing.clients, standing.subscriptions, standing.views, standing.items)
+        assert held == (3, 3, 1, 1)
+        assert not standing.stale
+
+
+@pytest.mark.parametrize("subscribed", [True, False])
+async def test_the_lag_of_a_publish_ends_when_its_frames_were_handed_over(
+    subscribed: bool,
+) -> None:
+    async with serving() as daemon:
+        peer = await daemon.connect()
+        if subscribed:
+            token = await daemon.authorize(("AllTasks", None))
+            await peer.call("datasync", "acquireSubscription", token=token, position=None)
+        for number in range(5):
+            await daemon.publish(insert(number))
+        lag = activity_of(daemon, "datasync").lag_seconds
+        await until(lambda: lag.cumulative()[-1] == 5)
+        assert 0 < lag.seconds < 10
+
+
+async def test_lag_is_measured_whichever_comes_first_the_entry_or_the_answer() -> None:
+    for seed in range(10):
+        engine = Delayed(MemoryEngine(), random.Random(seed))
+        service = PubSubService("pubsub", engine=engine)
+        registry = ServiceRegistry([service])
+        peer = MemoryPeer(registry)
+        await peer.call("pubsub", "subscribe", channel="c")
+        for number in range(4):
+            await service.do_publish("c", number)
+        await until(lambda lag=service.activity.lag_seconds: lag.cumulative()[-1] == 4)
+        assert service.activity.deliveries == 4
+        await service.close()
+        await engine.close()
+
+
+async def test_what_is_lost_is_no_longer_awaited() -> None:
+    service = PubSubService("pubsub")
+    await service.open()
+    await service.close()  # follows no more: nothing arrives
+    publisher = service._publisher
+    await publisher.publish(b'{"channel":1,"message":2}')
+    assert len(publisher._awaited) == 1
+    service.lost(RefetchReason.EPOCH)
+    assert not publisher._awaited
+    assert service.activity.lag_seconds.cumulative()[-1] == 0
+    await service.engine.close()
+
+
+async def test_acquires_resumes_and_refetches_are_counted_by_what_came_of_them() -> None:
+    async with serving() as daemon:
+        peer = await daemon.connect()
+        tokens = [await daemon.authorize(("AllTasks", None)) for _ in range(2)]
+        answer = await peer.call("datasync", "acquireSubscription", token=tokens[0], position=None)
+        position = answer["data"]["position"]
+        await peer.call("datasync", "acquireSubscription", token="none", position=None)
+        await peer.close()
+        activity = activity_of(daemon, "datasync")
+        await until(lambda: not daemon.frontend.sessions)
+        peer = await daemon.connect()
+        await peer.call("datasync", "acquireSubscription", token=tokens[0], position=position)
+        elsewhere = position.replace(position.partition(".")[0], "0" * 8)
+        await peer.call("datasync", "acquireSubscription", token=tokens[1], position=elsewhere)
+        await daemon.post("datasync_backend", "revokeSubscription", token=tokens[0])
+        await peer.notice("refetch")
+        assert dict(activity.acquires.items()) == {"ok": 1, "no_such_subscription": 1}
+        assert dict(activity.resumes.items()) == {"ok": 1, "refetch": 1}
+        assert dict(activity.refetches.items()) == {"epoch": 1, "revoked": 1}
+
+
+async def test_what_fails_without_a_code_is_counted_as_other() -> None:
+    tally = Tally()
+    with pytest.raises(KeyError), tally.outcome():
+        raise KeyError
+    assert dict(tally.items()) == {"other": 1}
+
+
+async def test_the_flusher_calls_back_when_all_that_was_due_has_been_handed_over() -> None:
+    registry = ServiceRegistry([Echo("echo")])
+    peers = [MemoryPeer(registry) for _ in range(600)]  # of which 256 go in a turn
+    called: list[str] = []
+    flusher = peers[0].session.flusher
+    flusher.after(lambda: called.append("nothing was due"))
+    assert called == ["nothing was due"]
+    for peer in peers[:300]:
+        peer.send("echo", 1)
+    flusher.after(lambda: called.append("after 300"))
+    for peer in peers[300:]:
+        peer.send("echo", 1)
+    await until(lambda: len(called) == 2)
+    assert all(peer.texts for peer in peers[:300])
+    assert not peers[-1].texts
+    await until(lambda: bool(peers[-1].texts))

@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cells", "comparisons", "filters", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("accepting", "flusher", "client", "session", "stream", "tasks", "wheel"),
-    ("views", "claims", "peers", "tickets", "joining", "subscriptions"),
+    ("views", "claims", "delivery", "peers", "publishing", "tickets", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
     ("handlers/",),
@@ -79,13 +79,18 @@ STANDS_ON = {
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
     ("session", "flusher"),
     ("peers", "views"),  # a subscription is attached to views
+    ("delivery", "peers"),
+    ("delivery", "publishing"),  # a publish is timed until what was put for it has left
+    ("delivery", "views"),
     ("joining", "peers"),
     ("joining", "views"),
     ("subscriptions", "views"),
     ("subscriptions", "peers"),
     ("tickets", "claims"),  # a token that is taken
     ("subscriptions", "claims"),
+    ("subscriptions", "delivery"),
     ("subscriptions", "joining"),
+    ("subscriptions", "publishing"),
     ("handlers.events", "handlers.eventstream"),  # a handler opens, its stream sends
     ("dealers.group", "dealers.keyed"),  # a group is a key
     ("services.application", "services.datasync"),  # what it allows is carried there

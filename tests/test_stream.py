@@ -578,7 +578,7 @@ async def test_the_tail_is_bounded_in_bytes_and_any_place_can_be_read_from(tail_
     for size in (*range(0, 600, 20), 10_000, 0, 0):
         engine.tell(*engine.add(bytes(size)))
         kept = stream._tail.values()
-        assert stream._tail_size == sum(record.size for record in kept) <= tail_bytes
+        assert stream.tail_size == sum(record.size for record in kept) <= tail_bytes
         assert all(record.size >= len(record.value) for record in kept)
         after = rng.randrange(len(engine.log) + 1)
         place = engine.log[after - 1].position if after else engine.start

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from syncserver import canonical
 from syncserver.client import Client
+from syncserver.counters import Activity, Standing
 from syncserver.engines.base import Engine
 from syncserver.errors import (
     Forbidden,
@@ -55,6 +56,8 @@ class Service(ABC):
 
     engine: Engine | None = None
     """Where the service keeps what other processes must know, if it does."""
+    activity: Activity | None = None
+    """What the service has done, if it is in metrics."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -72,6 +75,10 @@ class Service(ABC):
 
     def client_disconnected(self, client: Client) -> None:  # noqa: B027  # a hook
         """Hear, once, that a client is gone; never called for the calls of a backend."""
+
+    def standing(self) -> Standing | None:
+        """Return how the service stands now, if it is in metrics."""
+        return None
 
     async def open(self) -> None:  # noqa: B027  # a hook
         """Get ready to serve, if the application opens its registries."""

@@ -11,12 +11,13 @@ from typing import Any
 from syncserver import entries
 from syncserver.client import Client
 from syncserver.config import Limits
+from syncserver.counters import Activity, Standing
 from syncserver.dealers.base import Dealer
 from syncserver.dealers.group import GroupDealer
 from syncserver.delta import Delta, InvalidDelta
 from syncserver.engines.base import Engine, Grant
 from syncserver.engines.memory import MemoryEngine
-from syncserver.errors import InvalidQuery, NoSuchSubscription, RefetchReason, RPCError
+from syncserver.errors import InvalidQuery, NoSuchSubscription, Refetch, RefetchReason, RPCError
 from syncserver.grants import GrantBody, ItemSpec, new_token
 from syncserver.position import Position
 from syncserver.protocols.base import Acquired
@@ -53,12 +54,13 @@ class DataSyncService(RPCService):
         super().__init__(name)
         self.limits = limits or Limits()
         self.engine: Engine = engine or MemoryEngine(self.limits)
+        self.activity: Activity = Activity()
         self.views = Views()
         reorder = Reorder(
             key_of or _id, seconds=self.limits.reorder_seconds, max_bytes=self.limits.tail_bytes
         )
         self.subscriptions = Subscriptions(
-            name, self.views, self.engine, self.limits, settle=reorder.settle
+            name, self.views, self.engine, self.limits, self.activity, settle=reorder.settle
         )
         self.tickets = Tickets(name, self.engine, self.limits)
         for dealer in dealers:
@@ -93,7 +95,15 @@ class DataSyncService(RPCService):
         check_token(token)
         session, resumable = session_of(req), position is not _PLAIN
         start = parse_position(position) if resumable else None
-        reached = await self.subscriptions.acquire(session, token, start, resumable=resumable)
+        counted = self.activity.resumes if start is not None else self.activity.acquires
+        try:
+            with counted.outcome():
+                reached = await self.subscriptions.acquire(
+                    session, token, start, resumable=resumable
+                )
+        except Refetch as error:
+            self.activity.refetches.add(str(error.reason))
+            raise
         told = str(reached) if resumable else None
         views = self.views_of(session, token) or ()
         req.answer(Acquired(self.name, req.call_id, token, told, views))
@@ -108,6 +118,20 @@ class DataSyncService(RPCService):
         """Keep the session's resumable subscriptions for a while, drop the others."""
         if isinstance(client, Session):
             self.subscriptions.disconnected(client)
+
+    def standing(self) -> Standing:
+        """Return how many there are of what is held, and how far the log was followed."""
+        peers, stream = self.subscriptions.peers, self.subscriptions.stream
+        views, items = self.views.counts
+        return Standing(
+            clients=len(peers),
+            subscriptions=len(peers.tokens()),
+            views=views,
+            items=items,
+            offset=stream.cursor.offset,
+            tail_bytes=stream.tail_size,
+            stale=stream.stale,
+        )
 
     async def open(self) -> None:
         """Follow the log."""
@@ -127,6 +151,8 @@ class DataSyncBackend(RPCService):
         self._engine = frontend.engine
         self._limits = frontend.limits
         self._stream = frontend.subscriptions.stream
+        self._publisher = frontend.subscriptions.publisher
+        self._activity = frontend.activity
         self._open = frontend.open
         self._group_dealer = frontend.group_dealer
 
@@ -140,6 +166,7 @@ class DataSyncBackend(RPCService):
         grant = Grant(self._stream.name, self._stream.cursor, body)
         token = new_token()
         await self._engine.put_grant(token, grant, self._limits.grant_seconds)
+        self._activity.grants += 1
         return token
 
     @rpc_command
@@ -153,8 +180,10 @@ class DataSyncBackend(RPCService):
     @operation("publish")
     async def publishDeltas(self, req: Request, deltas: Any) -> None:
         """Append a batch to the log, whole or not at all."""
-        data = entries.encode_batch(self._parse_deltas(deltas))
-        await self._engine.append(self._stream.name, data, idempotency_key=_key(req))
+        with self._activity.publishes.outcome():
+            parsed = self._parse_deltas(deltas)
+            data = entries.encode_batch(parsed)
+            await self._publisher.publish(data, idempotency_key=_key(req), deltas=len(parsed))
 
     @rpc_command
     @operation("publish")

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from syncserver import canonical, strict_json
 from syncserver.client import Client
 from syncserver.config import Limits
+from syncserver.counters import Activity, Standing
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import RefetchReason, RPCError
 from syncserver.protocols.base import Frame, Freshness, Notification, Protocol
+from syncserver.publishing import Publisher
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Session
 from syncserver.stream import Record, Stream
@@ -54,6 +56,8 @@ class PubSubService(RPCService):
         self._stream: Stream[_Published | None] = Stream(
             self.engine, name, self, decode=_decode, tail_bytes=0
         )
+        self.activity: Activity = Activity()
+        self._publisher = Publisher(self.engine, self._stream, self.activity)
         self._subscribers: dict[bytes, dict[Session, None]] = {}
         self._channels: dict[Session, set[bytes]] = {}
 
@@ -116,7 +120,10 @@ class PubSubService(RPCService):
         """Publish, and wait a while until this node has sent it."""
         await self.open()
         data = strict_json.encode({"channel": channel, "message": message})
-        position = await self.engine.append(self.name, data, idempotency_key=idempotency_key)
+        with self.activity.publishes.outcome():
+            position = await self._publisher.publish(
+                data, idempotency_key=idempotency_key, deltas=1
+            )
         await self._stream.reached(position, _DELIVERY_SECONDS)
 
     def client_disconnected(self, client: Client) -> None:
@@ -124,6 +131,19 @@ class PubSubService(RPCService):
         if isinstance(client, Session):
             for key in self._channels.pop(client, ()):
                 self._discard(client, key)
+
+    def standing(self) -> Standing:
+        """Return how many there are of what is held; a view is a channel that somebody hears."""
+        channels = len(self._subscribers)
+        return Standing(
+            clients=len(self._channels),
+            subscriptions=sum(map(len, self._channels.values())),
+            views=channels,
+            items=channels,
+            offset=self._stream.cursor.offset,
+            tail_bytes=self._stream.tail_size,
+            stale=self._stream.stale,
+        )
 
     async def open(self) -> None:
         """Follow the log."""
@@ -137,9 +157,11 @@ class PubSubService(RPCService):
 
     def deliver(self, record: Record[_Published | None]) -> None:
         """Send one message to all who are subscribed to its channel."""
+        self.activity.entries += 1
         if record.value is None:
             return
         subscribers = self._subscribers.get(canonical.key(record.value.channel), ())
+        session = None
         notice = {"type": "message", **record.value._asdict()}
         event = Notification(self.name, notice)
         frames: dict[type[Protocol], Frame] = {}
@@ -151,12 +173,18 @@ class PubSubService(RPCService):
             if frame is None:
                 frame = frames[type(session.protocol)] = Frame(session.protocol.encode(event))
             session.put(frame)
+        self.activity.deltas += 1
+        self.activity.deliveries += len(subscribers)
+        if session is not None:
+            self._publisher.flusher = session.flusher
 
     def turn_ended(self) -> None:
-        """Do nothing: there are no positions to tell."""
+        """Note that this is when all that came was put; there are no positions to tell."""
+        self._publisher.arrived()
 
     def lost(self, reason: RefetchReason) -> None:
         """Tell subscribers that they may have missed messages: stale, then fresh."""
+        self._publisher.forget()
         self.freshness(stale=True)
         self.freshness(stale=False)
 
