@@ -49,6 +49,9 @@ PROTOCOLS = {
 # Prefixes of SockJS, and which protocol is spoken below them.
 SOCKJS = {"/ws/sockjs": "native"}
 
+# Other routes, some of them of the backend, which may stand behind the same door.
+_TAKEN = (EVENTS_PATH, "/backend", "/live", "/ready")
+
 # What --app makes itself.
 _OF_SERVICES = ("engine", "limits", "models", "services")
 
@@ -116,13 +119,13 @@ def make_server(
 
 
 def _protocols(config: Config) -> dict[str, type[Protocol]]:
-    """Return the wire protocols by path; ConfigError if two are at one."""
+    """Return the wire protocols by path; ConfigError if something else is there."""
     spoken: dict[str, type[Protocol]] = {}
     for name in dict.fromkeys([next(iter(PROTOCOLS)), *config.protocols]):
         own, reference = PROTOCOLS[name]
         settings = config.protocols.get(name)
         path = own if settings is None or settings.path is None else settings.path
-        if path in spoken or path == EVENTS_PATH:
+        if path in spoken or path in _TAKEN or path.startswith(tuple(SOCKJS)):
             raise ConfigError(f"[protocols.{name}] path: {path} is taken; choose another")
         spoken[path] = _load(reference)
     return spoken

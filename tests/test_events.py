@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
 
-from syncserver.errors import Unavailable
+from syncserver.dealers import BroadcastDealer
+from syncserver.errors import CloseCode, Unavailable
+from syncserver.handlers.events import EventsHandler
+from syncserver.registry import ServiceRegistry
+from syncserver.services.datasync import DataSyncBackend, DataSyncService
+from tests.conftest import ExpectedLog
+from tests.support.calls import backend_call
 from tests.support.daemon import Daemon, serving, settings, until
 from tests.support.events import Source, source
 
@@ -118,6 +127,41 @@ async def test_who_comes_again_with_the_last_id_gets_the_rest_and_nothing_twice(
             assert await ids_of(again, 2) == [2, 3]
             await daemon.publish(insert(4))
             assert await ids_of(again, 1) == [4]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_page_that_is_cut_at_any_moment_applies_each_change_once_and_in_order(
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    applied: list[int] = []
+    last_id, longest = "", 6
+    async with serving() as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+
+        async def publish() -> None:
+            for number in range(0, 90, 3):
+                await daemon.publish(*map(insert, range(number, number + 3)))
+
+        publishing = asyncio.ensure_future(publish())
+        while len(applied) < 90:
+            async with opened(daemon, name, last_id) as stream:
+                gathered: list[int] = []
+                longest += 2  # a replay has one position, at its end
+                for _ in range(rng.randrange(1, longest)):
+                    event = await stream.event()
+                    if event.type == "delta":
+                        gathered.append(event.data["delta"]["data"]["id"])
+                    else:
+                        assert event.type == "position"
+                        assert len(gathered) % 3 == 0, "a batch is whole"
+                        applied += gathered
+                        gathered = []
+                        if len(applied) == 90:
+                            break
+                last_id = stream.last_id
+        await publishing
+    assert applied == list(range(90))
 
 
 async def test_who_was_cut_before_the_first_position_begins_anew() -> None:
@@ -433,3 +477,53 @@ async def test_the_log_has_neither_tokens_nor_what_opens_a_stream(
     assert "/events" in caplog.text
     assert token not in caplog.text
     assert name.partition(".")[2][16:] not in caplog.text
+
+
+# In an application of one's own.
+
+
+async def test_a_handler_in_an_application_of_ones_own_serves_pages_of_its_host(
+    expected_log: ExpectedLog,
+) -> None:
+    datasync = DataSyncService("sync", [BroadcastDealer(name="All", model="Task")])
+    registry = ServiceRegistry([datasync])
+    backend = ServiceRegistry([DataSyncBackend("backend", datasync)])
+    server = HTTPServer(Application([EventsHandler.get_route(registry, "/live")]))
+    server.listen(0, "127.0.0.1")
+    [sock] = server._sockets.values()
+    host = f"127.0.0.1:{sock.getsockname()[1]}"
+    client = AsyncHTTPClient(force_instance=True)
+
+    async def post(origin: str) -> HTTPResponse:
+        items = [{"dealer": "All", "query": None}]
+        answer = await backend_call(backend, "backend", "authorizeSubscription", items=items)
+        return await client.fetch(
+            f"http://{host}/live",
+            method="POST",
+            body=json.dumps({"token": answer["data"], "service": "sync"}),
+            headers={"Content-Type": "application/json", "Origin": origin},
+            raise_error=False,
+        )
+
+    try:
+        with expected_log("tornado.access", "403"):
+            assert (await post("http://elsewhere.example")).code == 403
+        posted = await post(f"http://{host}")
+        name = json.loads(posted.body)["stream"]
+        assert name.startswith("sync.")
+        seen = asyncio.get_running_loop().create_future()
+        request = HTTPRequest(
+            f"http://{host}/live?stream={name}",
+            streaming_callback=lambda data: seen.done() or seen.set_result(data),
+        )
+        streaming = asyncio.ensure_future(client.fetch(request, raise_error=False))
+        assert (await asyncio.wait_for(seen, 5)).startswith(b"retry: ")
+        [session] = registry.sessions
+        session.close(CloseCode.GOING_AWAY)
+        await streaming
+    finally:
+        client.close()
+        server.stop()
+        await server.close_all_connections()
+        await datasync.close()
+        await datasync.engine.close()

@@ -351,6 +351,8 @@ def test_a_protocol_is_spoken_where_the_settings_have_it(tmp_path: Path) -> None
         ("[protocols.rohrpost]\non = true", "[protocols.rohrpost] on: unknown key; "),
         ('[protocols.rohrpost]\npath = "/ws"', "[protocols.rohrpost] path: /ws is taken; "),
         ('[protocols.native]\npath = "/events"', "[protocols.native] path: /events is taken; "),
+        ('[protocols.rohrpost]\npath = "/ready"', "[protocols.rohrpost] path: /ready is taken; "),
+        ('[protocols.rohrpost]\npath = "/ws/sockjs/x"', "path: /ws/sockjs/x is taken; "),
     ],
 )
 def test_a_protocol_that_cannot_be_is_refused(tmp_path: Path, text: str, told: str) -> None:
