@@ -67,6 +67,13 @@ def compare(comparison: Comparison) -> Callable[[Any, Sequence[Any]], bool]:
     """Return what tests a row with the operands of a filter."""
     name, path, kind, place = comparison
     read, check = reader(path), _CHECKS[name, kind]
+    if "." not in path:  # without the call of a reader
+
+        def test_column(row: Any, operands: Sequence[Any]) -> bool:
+            found = row.get(path, MISSING) if isinstance(row, dict) else MISSING
+            return found is not MISSING and check(found, operands[place])
+
+        return test_column
 
     def test(row: Any, operands: Sequence[Any]) -> bool:
         found = read(row)

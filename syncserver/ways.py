@@ -1,27 +1,11 @@
-"""What a row must have to pass a filter: the ways in which an index may look for it.
+"""The ways to pass a filter, in which an index may look for it.
 
-A *way* is a set of *terms*, all of which a row has if it passes the filter that way; a
-row that passes has all terms of one way at least. The converse need not hold. A term is a
-*column* and an operand. A column is a letter and a path; the letters are:
+A *way* is a set of *terms* (``syncserver.terms``), all of which a row has if it passes the
+filter that way; a row that passes has all terms of one way at least. The converse need not
+hold: the law decides.
 
-==================  ==============================================  ======================
-letter              the row has, at the path,                       operand
-==================  ==============================================  ======================
-``=``               a value with one of these canonical keys        keys
-``[``               an array with an element with this key          keys, one
-``1`` ... ``6``     a string with this part                         the part; the letter
-                                                                    is its length, or 6
-``#``               a number from low to high, both included        (low, high)
-``$``               a string from low to high, cut to               (low, high)
-                    ``TEXT_CHARACTERS``
-``@``               a value in this cell (``syncserver.cells``);    keys, one
-                    beside an interval, if there are several
-``+``               anything                                        keys, ``HERE``
-``-``               nothing, or no number, or no string             keys
-==================  ==============================================  ======================
-
-Negations are moved inwards, the disjunctive normal form is capped at ``MAX_WAYS``
-for each ``and``: beyond it, some operands of the ``and`` are left to the law.
+Negations are moved inwards. The disjunctive normal form is capped for each ``and`` at
+``MAX_WAYS`` ways and ``MAX_COPIES`` keys: beyond, some of its operands are left to the law.
 """
 
 from __future__ import annotations
@@ -29,40 +13,39 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from syncserver import canonical
-from syncserver.cells import cell_of, cells_around
-from syncserver.comparisons import NUMBERS, Comparison
+from syncserver.cells import cell_of
+from syncserver.comparisons import Comparison
 from syncserver.filters import Filter, Tree
+from syncserver.terms import (
+    ABSENT,
+    HERE,
+    INTERVAL,
+    NO_NUMBER,
+    NO_STRING,
+    RANGES,
+    RANKS,
+    TEXT_CHARACTERS,
+    TOP_TEXT,
+    WEAK,
+    Term,
+    Way,
+    column_of,
+    part_of,
+    rank,
+)
 
 MAX_WAYS = 16
-TEXT_CHARACTERS = 256
-PART_CHARACTERS = 6
+MAX_COPIES = 256
 
-HERE: Final = b"here"
-ABSENT: Final = b"absent"
-NO_NUMBER: Final = b"no number"
-NO_STRING: Final = b"no string"
-
-RANGES: Final = "#$"
-_PARTS = "123456"
-_ORDER = ("=", "[@" + _PARTS, RANGES, "", "-", "+")  # 3 is an interval without one end
-RANKS: Final = {letter: rank for rank, some in enumerate(_ORDER) for letter in some}
-MAX_KEYED_RANK: Final = 1
-"""Up to here an index knows how many share a key."""
-
-Term = tuple[str, Any]
-Way = tuple[Term, ...]
 _Draft = dict[str, Any]
 
 _EXCLUDED = {ABSENT: "=[123456#$+", NO_NUMBER: "#", NO_STRING: "$123456"}
-_INTERVAL = RANKS["#"]
-_WEAK = RANKS["-"]
-_TOP_TEXT = chr(sys.maxunicode) * TEXT_CHARACTERS
 _FORM = {  # letter, lowest, highest, and what a row has that is not of this kind
     "number": ("#", -math.inf, math.inf, NO_NUMBER),
-    "string": ("$", "", _TOP_TEXT, NO_STRING),
+    "string": ("$", "", TOP_TEXT, NO_STRING),
 }
 
 
@@ -75,74 +58,13 @@ def ways_of(filter_: Filter) -> list[Way]:
     return [_finished(draft) for draft in drafts]
 
 
-def rank(term: Term) -> int:
-    """Return how little a term is expected to narrow: 0 to 5."""
-    letter, operand = term[0][0], term[1]
-    if letter in RANGES and (operand[0] in (-math.inf, "") or operand[1] in (math.inf, _TOP_TEXT)):
-        return 3  # bounded on one side
-    return RANKS[letter]
-
-
-def keys_of(term: Term) -> Sequence[Sequence[Any]]:
-    """Return under which keys an index may put a term: any one of these lists."""
-    name, operand = term
-    if name[0] in RANGES:
-        return ((operand,),)
-    if name[0] in _PARTS:
-        return [(part,) for part in parts_of(operand, int(name[0]))]
-    return (operand,)
-
-
-def left_of(term: Term, keys: Sequence[Any]) -> Way:
-    """Return what is left of a term once it was used with these keys: more of a part, if any."""
-    name, operand = term
-    if name[0] not in _PARTS:
-        return ()
-    before, _, after = operand.partition(keys[0])
-    rest = max(before, after, key=len)
-    return ((_part_column(name[1:], rest), rest),) if rest else ()
-
-
 def narrows(way: Way) -> bool:
     """Tell whether rows of the usual form need not have what this way asks for."""
-    return bool(way) and RANKS[way[0][0][0]] < _WEAK
-
-
-def keys_at(letter: str, value: Any) -> Sequence[Any] | frozenset[Any]:
-    """Return what to look for in the columns of this letter, of a row with this value there."""
-    match letter:
-        case "=":
-            return (canonical.key(value),)
-        case "#":
-            return (value,) if value.__class__ in NUMBERS else ()
-        case "$":
-            return (value[:TEXT_CHARACTERS],) if isinstance(value, str) else ()
-        case "@":
-            is_ordered = value.__class__ in NUMBERS or isinstance(value, str)
-            return cells_around(value) if is_ordered else ()
-        case "[":
-            return frozenset(map(canonical.key, value)) if isinstance(value, list) else ()
-        case "+":
-            return (HERE,)
-        case "-":
-            if value.__class__ in NUMBERS:
-                return (NO_STRING,)
-            return (NO_NUMBER,) if value.__class__ is str else (NO_NUMBER, NO_STRING)
-        case _:
-            return parts_of(value, int(letter)) if isinstance(value, str) else ()
-
-
-ABSENT_KEYS: Final = (ABSENT, NO_NUMBER, NO_STRING)
-"""What to look for in ``-`` columns, of a row that has nothing there."""
-
-
-def parts_of(text: str, length: int) -> frozenset[str]:
-    """Return the parts of a text that have this length."""
-    return frozenset([text[at : at + length] for at in range(len(text) - length + 1)])
+    return bool(way) and RANKS[way[0][0][0]] < WEAK
 
 
 def _finished(draft: _Draft) -> Way:
-    terms = [term for term in draft.items() if RANKS[term[0][0]] < _WEAK]
+    terms = [term for term in draft.items() if RANKS[term[0][0]] < WEAK]
     if len(terms) > 1:
         terms += _cells(terms)
         terms.sort(key=rank)
@@ -151,8 +73,8 @@ def _finished(draft: _Draft) -> Way:
 
 def _cells(terms: Sequence[Term]) -> list[Term]:
     """Return the cells of intervals, if there are several; one alone is found without."""
-    ranges = [(name[1:], ends) for name, ends in terms if rank((name, ends)) == _INTERVAL]
-    return [(sys.intern(f"@{path}"), (cell_of(*ends),)) for path, ends in ranges if len(ranges) > 1]
+    ranges = [(name[1:], ends) for name, ends in terms if rank((name, ends)) == INTERVAL]
+    return [(column_of("@", path), (cell_of(*ends),)) for path, ends in ranges if len(ranges) > 1]
 
 
 def _ways(tree: Tree, operands: Sequence[Any], *, wanted: bool) -> list[_Draft]:
@@ -187,10 +109,22 @@ def _all_of(parts: list[list[_Draft]]) -> list[_Draft]:
             continue  # it narrows nothing
         if ways is None:
             ways = part
-        elif len(ways) * len(part) <= MAX_WAYS:  # beyond, the law alone asks for this part
+        elif _fits(ways, part):  # beyond, the law alone asks for this part
             both = [_met(one, other) for one in ways for other in part]
             ways = [way for way in both if way is not None]
     return [{}] if ways is None else ways
+
+
+def _fits(ways: list[_Draft], part: list[_Draft]) -> bool:
+    number = len(ways) * len(part)
+    return number <= 1 or (
+        number <= MAX_WAYS and number * max(map(_copies, ways + part)) <= MAX_COPIES
+    )
+
+
+def _copies(way: _Draft) -> int:
+    """Return how many pins a way may need: one for each of its keys."""
+    return max([len(keys) for column, keys in way.items() if column[0] == "="], default=1)
 
 
 def _met(one: _Draft, other: _Draft) -> _Draft | None:
@@ -223,13 +157,13 @@ def _may_lack(column: str, draft: _Draft) -> bool:
 def _passing(leaf: Comparison, operand: Any) -> list[_Draft]:
     match leaf.operator:
         case "==":
-            return [{_column("=", leaf): (_key(leaf, operand),)}]
+            return [{column_of("=", leaf.path): (_key(leaf, operand),)}]
         case "in":
-            return [{_column("=", leaf): tuple(operand)}] if operand else []
+            return [{column_of("=", leaf.path): tuple(operand)}] if operand else []
         case "contains":
             return _containing(leaf, operand)
         case "prefix":
-            return [{_column("$", leaf): (operand[:TEXT_CHARACTERS], _after(operand))}]
+            return [{column_of("$", leaf.path): (operand[:TEXT_CHARACTERS], _after(operand))}]
         case "between":
             return _range(leaf, *operand)
         case "<" | "<=":
@@ -237,16 +171,16 @@ def _passing(leaf: Comparison, operand: Any) -> list[_Draft]:
         case ">" | ">=":
             return _range(leaf, operand, None)
         case _:  # != and exists
-            return [{_column("+", leaf): (HERE,)}]
+            return [{column_of("+", leaf.path): (HERE,)}]
 
 
 def _failing(leaf: Comparison, operand: Any) -> list[_Draft]:
     match leaf.operator:
         case "!=":
-            absent = {_column("-", leaf): (ABSENT,)}
-            return [absent, {_column("=", leaf): (_key(leaf, operand),)}]
+            absent = {column_of("-", leaf.path): (ABSENT,)}
+            return [absent, {column_of("=", leaf.path): (_key(leaf, operand),)}]
         case "exists":
-            return [{_column("-", leaf): (ABSENT,)}]
+            return [{column_of("-", leaf.path): (ABSENT,)}]
         case "between":
             below, above = _range(leaf, None, operand[0]), _range(leaf, operand[1], None)
             return below + above + _not_of_kind(leaf)
@@ -256,14 +190,6 @@ def _failing(leaf: Comparison, operand: Any) -> list[_Draft]:
             return _range(leaf, None, operand) + _not_of_kind(leaf)
         case _:
             return [{}]  # almost every row fails a ==, in, prefix or contains
-
-
-def _column(letter: str, leaf: Comparison) -> str:
-    return sys.intern(letter + leaf.path)
-
-
-def _part_column(path: str, part: str) -> str:
-    return sys.intern(f"{min(len(part), PART_CHARACTERS)}{path}")
 
 
 def _key(leaf: Comparison, operand: Any) -> bytes:
@@ -276,24 +202,24 @@ def _range(leaf: Comparison, low: Any, high: Any) -> list[_Draft]:
     high = highest if high is None else high
     if letter == "$":
         low, high = low[:TEXT_CHARACTERS], high[:TEXT_CHARACTERS]
-    return [{_column(letter, leaf): (low, high)}] if low <= high else []
+    return [{column_of(letter, leaf.path): (low, high)}] if low <= high else []
 
 
 def _not_of_kind(leaf: Comparison) -> list[_Draft]:
-    return [{_column("-", leaf): (_FORM[leaf.kind][3],)}]
+    return [{column_of("-", leaf.path): (_FORM[leaf.kind][3],)}]
 
 
 def _containing(leaf: Comparison, operand: Any) -> list[_Draft]:
-    element = {_column("[", leaf): (_key(leaf, operand),)}
+    element = {column_of("[", leaf.path): (_key(leaf, operand),)}
     if leaf.kind != "string":
         return [element]
     if not operand:
-        return [{_column("+", leaf): (HERE,)}]
-    part = operand[:TEXT_CHARACTERS]
-    return [element, {_part_column(leaf.path, part): part}]
+        return [{column_of("+", leaf.path): (HERE,)}]
+    column, text = part_of(leaf.path, operand[:TEXT_CHARACTERS])
+    return [element, {column: text}]
 
 
 def _after(start: str) -> str:
     """Return a text that no text with this start is larger than, cut as texts are."""
     start = start[:TEXT_CHARACTERS].rstrip(chr(sys.maxunicode))
-    return start[:-1] + chr(ord(start[-1]) + 1) if start else _TOP_TEXT
+    return start[:-1] + chr(ord(start[-1]) + 1) if start else TOP_TEXT

@@ -182,6 +182,19 @@ def test_the_report_has_medians_and_their_ratios_to_the_first_engine() -> None:
     assert other.split() == ["other", "10", "(0.50x)", "50", "(0.25x)"]
 
 
+def test_matching_is_measured_with_figures_for_json() -> None:
+    results = matching.run((50, 100), rounds=2, names=("equality", "contains"))
+    assert [(one["name"], one["size"]) for one in results] == [
+        (name, size) for name in ("equality", "contains") for size in (50, 100)
+    ]
+    for one in json.loads(json.dumps(results)):
+        assert 1 < one["matches"] <= one["candidates"] < 50
+        assert min(one["us_per_delta"], one["insert_us"], one["remove_us"], one["ratio"]) > 0
+    assert len(matching.report(results).splitlines()) == 5
+    repeated = matching.memory(matching.MAKERS["equality"], 1000, holders=100)
+    assert 0 < repeated < matching.memory(matching.MAKERS["equality"], 1000) < 2000
+
+
 async def test_a_rate_is_of_deltas_that_reached_every_node() -> None:
     async with contextlib.AsyncExitStack() as held:
         nodes = [await held.enter_async_context(node("memory"))]

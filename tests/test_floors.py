@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "keys",
         "overrides",
     ),
-    ("cells", "comparisons", "filters", "ways", "entries", "grants", "reorder"),
+    ("cells", "comparisons", "filters", "terms", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
     ("accepting", "flusher", "client", "session", "stream", "tasks", "wheel"),
     ("views", "claims", "delivery", "peers", "publishing", "tickets", "joining", "subscriptions"),
@@ -70,8 +70,11 @@ STANDS_ON = {
     ("keys", "config"),
     ("keys", "configtable"),  # the list of them is checked as all else is
     ("filters", "comparisons"),  # a filter is made of them
+    ("terms", "cells"),
+    ("terms", "comparisons"),
     ("ways", "cells"),
     ("ways", "comparisons"),
+    ("ways", "terms"),
     ("ways", "filters"),
     ("dealers.index", "dealers.pins"),
     ("dealers.pins", "dealers.intervals"),

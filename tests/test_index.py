@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -251,6 +252,38 @@ def test_a_filter_with_more_ways_than_the_cap_is_found_by_some_of_its_terms() ->
     index.find({"owner": 5} | dict.fromkeys("abcdefgh", 1))
     assert index.examined <= 1 + 2 * pins.BUCKET_PINS
     assert index.linear == 0
+
+
+def test_lists_of_values_do_not_multiply_each_other() -> None:
+    index: Index[int] = Index()
+    values = list(range(100))
+    options = [["in", name, values] for name in "abc"]
+    for number in range(30):
+        index.add(parse(["and", *options, ["!=", "d", number]]), number)
+        either = ["or", *(["<", name, number] for name in "efgh")]
+        index.add(parse(["and", ["in", "z", values], either]), -1 - number)
+    assert index.pins == 60 * 100
+    assert len(index.find({"a": 1, "b": 2, "c": 3, "d": 4})) == 29
+    assert index.examined == 30
+
+
+def test_what_was_kept_for_filters_is_free_at_once_without_a_collection() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(parts())
+        index, filters = world("mixed", 2_000)
+        assert len(parts()) > before + 4_000
+        for number, filter_ in enumerate(filters):
+            index.remove(filter_, number)
+        assert len(parts()) == before + 1  # the root
+    finally:
+        gc.enable()
+
+
+def parts() -> list[Any]:
+    """Return all that any index is made of."""
+    return [each for each in gc.get_objects() if isinstance(each, Pin | Bucket | Column | Node)]
 
 
 def test_many_paths_that_a_row_does_not_have_cost_it_nothing() -> None:

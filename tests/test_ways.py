@@ -8,7 +8,7 @@ from hypothesis import given
 
 from syncserver.dealers.index import is_linear
 from syncserver.filters import parse
-from syncserver.ways import (
+from syncserver.terms import (
     ABSENT,
     HERE,
     NO_NUMBER,
@@ -16,8 +16,8 @@ from syncserver.ways import (
     TEXT_CHARACTERS,
     Way,
     keys_at,
-    ways_of,
 )
+from syncserver.ways import ways_of
 from tests.support.expressions import EXPRESSIONS
 
 pytestmark = pytest.mark.core

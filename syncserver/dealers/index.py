@@ -1,6 +1,6 @@
 """The index of filters: which of them a row may pass, at a cost that grows with those.
 
-Rules, in the words of ``syncserver.ways``:
+Rules, in the words of ``syncserver.ways`` and ``syncserver.terms``:
 
 * A filter is stored once, however many items have it, and has a *pin* for each of its ways.
 * A *node* holds pins. Each is in a *bucket*: the node's column of one of its terms, under
@@ -27,7 +27,7 @@ from syncserver.dealers.pins import Node, Pin, Values
 from syncserver.delta import Row
 from syncserver.errors import InvalidQuery
 from syncserver.filters import Filter
-from syncserver.ways import Way
+from syncserver.terms import Way
 
 FEW_ITEMS = 8
 
@@ -120,8 +120,10 @@ class Index(Generic[T]):
         if entry.items:
             return
         del self._entries[filter_.key]
+        if not self._entries:
+            self._entries = {}  # an empty dictionary keeps the room that it had
         self.linear -= entry.is_linear
-        pin = entry.pin
+        pin, entry.pin = entry.pin, None  # no cycle is left for the collector
         while pin is not None:
             pin.place.remove(pin)
             pin = pin.sibling

@@ -1,6 +1,6 @@
 """Where the ways of filters are kept, so that a row finds those that it may pass.
 
-Pure structure: ``syncserver.dealers.index`` has the rules, ``syncserver.ways`` the words.
+Pure structure: ``syncserver.dealers.index`` has the rules, ``syncserver.terms`` the words.
 A pin goes into a node; the node puts it into a bucket of one of its columns; a bucket that
 has too many becomes a node in its turn. ``grow`` and ``shrink`` tell those above.
 """
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from syncserver import ways
 from syncserver.dealers.intervals import Intervals
 from syncserver.filters import MISSING
-from syncserver.ways import Way
+from syncserver.terms import ABSENT_KEYS, KEYED, RANGES, RANKS, Way, keys_at, keys_of, rest_of
 
 BUCKET_PINS = 24
 
@@ -88,6 +87,7 @@ class Bucket:
     def shrink(self) -> None:
         """Note that a pin went; go when it was the last."""
         if not len(self):
+            self.held = None  # no cycle is left for the collector
             self.column.discard(self)
         self.column.node.shrink()
 
@@ -101,7 +101,7 @@ class Column:
         self.node = node
         self.name = name
         self.buckets: dict[Any, Bucket] | Intervals[Bucket]
-        self.buckets = Intervals() if name[0] in ways.RANGES else {}
+        self.buckets = Intervals() if name[0] in RANGES else {}
 
     def load(self, key: Any) -> int:
         """Return how many pins are under a key."""
@@ -168,9 +168,8 @@ class Node:
             pin.place = self
             return
         number, keys = self._chosen(pin.terms)
-        term = pin.terms[number]
-        pin.terms = (*pin.terms[:number], *ways.left_of(term, keys), *pin.terms[number + 1 :])
-        column = self._column(term[0])
+        column = self._column(pin.terms[number][0])
+        pin.terms = _left_of(pin.terms, number, keys)
         for key in keys[1:]:
             self._grow()
             column.bucket(key).put(pin.copy())
@@ -211,19 +210,32 @@ class Node:
 
     def _chosen(self, terms: Way) -> tuple[int, Sequence[Any]]:
         """Return which of the terms is to hold a pin, and under which keys."""
-        rank = ways.RANKS[terms[0][0][0]]
-        options = [(0, keys) for keys in ways.keys_of(terms[0])]
-        if rank <= ways.MAX_KEYED_RANK:  # of intervals it is not known how many overlap
+        rank = RANKS[terms[0][0][0]]
+        options = [(0, keys) for keys in keys_of(terms[0])]
+        if rank <= KEYED:  # of intervals it is not known how many overlap
             for number in range(1, len(terms)):
-                if ways.RANKS[terms[number][0][0]] == rank:
-                    options += [(number, keys) for keys in ways.keys_of(terms[number])]
+                if RANKS[terms[number][0][0]] == rank:
+                    options += [(number, keys) for keys in keys_of(terms[number])]
         if len(options) == 1:
             return options[0]
         return min(options, key=lambda option: self._load(terms[option[0]][0], option[1]))
 
-    def _load(self, name: str, keys: Sequence[Any]) -> tuple[int, int]:
+    def _load(self, name: str, keys: Sequence[Any]) -> int:
+        """Return how many pins stand where these would go, and how many these are."""
         column = self._columns(name).get(name)
-        return (0 if column is None else max(map(column.load, keys))), len(keys)
+        return len(keys) + (0 if column is None else max(map(column.load, keys)))
+
+
+def _left_of(terms: Way, number: int, keys: Sequence[Any]) -> Way:
+    """Return what is left of terms once one was used.
+
+    Of several keys each has a copy of the pin, so no other term with several is left: a
+    way has no more pins than keys.
+    """
+    rest = (*terms[:number], *rest_of(terms[number], keys), *terms[number + 1 :])
+    if len(keys) == 1:
+        return rest
+    return tuple([term for term in rest if term[0][0] != "=" or len(term[1]) == 1])
 
 
 class Values:
@@ -243,7 +255,7 @@ class Values:
         if keys is None:
             value = self.paths.get(name[1:], MISSING)
             missing = value is MISSING
-            keys = ways.ABSENT_KEYS if missing else ways.keys_at(name[0], value)
+            keys = ABSENT_KEYS if missing else keys_at(name[0], value)
             self._keys[name] = keys
         return keys
 
