@@ -16,6 +16,7 @@ from tornado.httpclient import HTTPClientError
 from syncserver.app import KNOWN, make_server
 from syncserver.config import Config, ProtocolConfig
 from syncserver.configfile import load
+from syncserver.dealers import GroupDealer, SubscriptionItem
 from syncserver.errors import ConfigError, ProtocolError
 from syncserver.protocols.base import Freshness, Notification, PositionReached
 from syncserver.protocols.rohrpost import RohrpostProtocol, send_message, send_success
@@ -383,6 +384,34 @@ async def test_a_group_is_told_by_the_python_connector() -> None:
             await asyncio.to_thread(backend.notify, "a-1", "update", {"id": 1})
         told = {"type": "update", "group": "a-1", "object": {"id": 1}}
         assert (await peer.read())["data"] == told
+
+
+async def test_a_native_client_hears_a_group_as_deltas_of_its_model() -> None:
+    async with rohrpost() as daemon:
+        token = await daemon.authorize(("Groups", "news", "tag"))
+        peer = await daemon.connect()
+        await peer.call("datasync", "acquireSubscription", token=token)
+        for type_ in ("create", "update", "delete"):
+            await daemon.post("datasync_backend", "notify", group="news", type=type_, object=[1])
+        told = [(await peer.notice("delta"))["delta"] for _ in range(3)]
+        row, common = {"group": "news", "object": [1]}, {"model": "$group", "tag": "tag"}
+        assert told == [
+            {"type": "insert", "data": row, **common},
+            {"type": "update", "newData": row, "oldData": {"group": "news"}, **common},
+            {"type": "delete", "data": row, **common},
+        ]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["*", "{}", ".", "é", "a b", "x" * 200])
+def test_a_group_is_an_exact_name(name: str) -> None:
+    dealer = GroupDealer(name="Groups")
+    items = [SubscriptionItem("Groups", one, one) for one in (name, name[:-1] + "y")]
+    for item in items:
+        dealer.parse_query(item.query)
+        dealer.add_subscription_item(item)
+    delta = dealer.delta(name, "create", None)
+    assert dealer.get_subscription_items_for_model(delta.new or {}) == items[:1]
 
 
 async def test_without_a_group_dealer_there_is_nothing_to_notify() -> None:

@@ -153,7 +153,7 @@ class EventsHandler(RequestHandler):
         )
         address = self.request.remote_ip or ""
         self._session = session = self._registry.connect(
-            EventsProtocol(), stream, remote_address=address, via="events"
+            EventsProtocol(name), stream, remote_address=address, via="events"
         )
         stream.begin(reserved.position or "", self._limits.max_send_buffer_bytes)
         params = {"token": reserved.token, "position": reserved.position}

@@ -18,6 +18,7 @@ from syncserver.protocols.base import (
     Event,
     Failure,
     Message,
+    Notification,
     PositionReached,
     Protocol,
     RefetchNotice,
@@ -35,12 +36,15 @@ class EventsProtocol(Protocol):
     """What is read is native, what is told are events; the end of the subscription is the end.
 
     The call id of the acquire is its token.
+
+    :param service: whose notifications are told; None: those of all, which no name tells apart.
     """
 
     name = "events"
 
-    def __init__(self) -> None:
+    def __init__(self, service: str | None = None) -> None:
         self._native = NativeProtocol()
+        self._service = service
 
     def receive(self, text: str | bytes) -> list[Message | Command]:
         """Read one native envelope."""
@@ -49,6 +53,8 @@ class EventsProtocol(Protocol):
     def encode(self, event: Event) -> tuple[bytes, ...]:
         """Return the lines of one event."""
         match event:
+            case Notification(service) if self._service not in (None, service):
+                return ()
             case Acquired(service, _, _, str(position)):
                 event = PositionReached(service, position)
             case Failure(service, call_id, Refetch(reason=reason)):

@@ -49,6 +49,8 @@ class Asked(NamedTuple):
 class RohrpostProtocol(base.Protocol):
     """Requests become calls of the application, or of ``datasync`` where they have a token."""
 
+    name = NAME
+
     def receive(self, text: str | bytes) -> Sequence[Command | Event]:
         """Read one request; a ping is answered here."""
         request = _decode(text)

@@ -32,7 +32,6 @@ class Source:
         self.headers: dict[str, str] = {}
         self.last_id = ""
         self.retry = 0
-        self.comments = 0
         self._is_whole = False
         self._rest = b""
 
@@ -58,8 +57,8 @@ class Source:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if line.startswith(":"):
-                self.comments += 1
-            elif name == "id":
+                continue
+            if name == "id":
                 self.last_id = value
             elif name == "retry":
                 self.retry = int(value)
@@ -70,6 +69,12 @@ class Source:
                 return Told(type_, json.loads(fields["data"]), self.last_id)
             else:
                 fields.clear()
+
+    async def comment(self) -> None:
+        """Read on to the next comment; events before it are lost."""
+        async with asyncio.timeout(SECONDS):
+            while not (await self._line()).startswith(":"):
+                pass
 
     async def until(self, type_: str) -> list[Told]:
         """Return the events up to the first of a type."""
