@@ -240,6 +240,24 @@ async def test_no_more_groups_than_subscriptions_are_allowed() -> None:
         assert len(held) == 2
 
 
+async def test_native_clients_call_the_same_handlers_and_the_same_hook() -> None:
+    async with rohrpost() as daemon:
+        peer = await daemon.connect()
+        assert (await peer.call("application", "add-one", data={"number": 4}))["data"] == {
+            "number": 5
+        }
+        data = {"type": "a", "id": 1}
+        assert (await peer.call("application", "subscribe", data=data))["message"] == (
+            "ACCESS_DENIED"
+        )
+        message = {"auth_jwt": "good"}
+        answer = await peer.call("application", "subscribe", data=data, message=message)
+        assert answer["type"] == "response"
+        await daemon.post("datasync_backend", "notify", group="a-1", type="create")
+        assert (await peer.notice("delta"))["delta"]["data"] == {"group": "a-1", "object": None}
+        assert (await peer.call("application", "zz"))["code"] == "unknown_command"
+
+
 # What is never sent.
 
 

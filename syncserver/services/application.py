@@ -114,6 +114,11 @@ class ApplicationService(RPCService):
             raise NoSuchSubscription
         await self._carrier().cancelSubscription(req, token)
 
+    def process_request(self, request: Request) -> Awaitable[None] | None:
+        """Run a handler, or one of the commands; there is always a message, if an empty one."""
+        request.params = {"message": {}, **request.params}
+        return super().process_request(request)
+
     def client_disconnected(self, client: Client) -> None:
         """Forget what a session has subscribed to."""
         if isinstance(client, Session):
