@@ -14,6 +14,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from syncserver.bucket import Bucket
+
 logger = logging.getLogger("syncserver.server")
 
 BACKLOG = 4096
@@ -26,13 +28,18 @@ class Acceptor:
     """Takes the connections of one socket, until it is closed.
 
     :param take: is given each connection and the address of its peer.
+    :param pace: how fast; what comes faster waits in the backlog.
     """
 
     def __init__(
-        self, listening: socket.socket, take: Callable[[socket.socket, Any], None]
+        self,
+        listening: socket.socket,
+        take: Callable[[socket.socket, Any], None],
+        pace: Bucket | None = None,
     ) -> None:
         self._listening = listening
         self._take = take
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._rest: asyncio.TimerHandle | None = None
         self._loop.add_reader(listening, self._ready)
@@ -55,14 +62,17 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                self._rest_a_while(error)
+                logger.warning("Cannot take connections for a moment: %s", error.strerror)
+                self._rest_for(_REST_SECONDS)
                 return
             connection.setblocking(False)
             self._take(connection, address)
+            if self._pace is not None and not self._pace.take():
+                self._rest_for(self._pace.wait_seconds)
+                return
 
-    def _rest_a_while(self, error: OSError) -> None:
-        logger.warning("Cannot take connections for a moment: %s", error.strerror)
+    def _rest_for(self, seconds: float) -> None:
         self._loop.remove_reader(self._listening)
         self._rest = self._loop.call_later(
-            _REST_SECONDS, self._loop.add_reader, self._listening, self._ready
+            seconds, self._loop.add_reader, self._listening, self._ready
         )

@@ -162,6 +162,8 @@ def _limits(table: Table) -> Limits:
     limits = Limits(**values)
     if limits.max_message_bytes > limits.max_inbox_bytes:
         raise table.error("max_inbox_bytes", "smaller than one message of max_message_bytes")
+    if limits.max_body_bytes > limits.max_calls_bytes:
+        raise table.error("max_calls_bytes", "smaller than one body of max_body_bytes")
     return limits
 
 

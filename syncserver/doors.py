@@ -15,14 +15,16 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import Application, RequestHandler
 
 from syncserver.accepting import BACKLOG, Acceptor
-from syncserver.config import Backend, Frontend
-from syncserver.handlers.proxied import ProxiedServer, Proxies
+from syncserver.config import Backend, Frontend, Limits
+from syncserver.counters import Tally
+from syncserver.gate import Gate, refuse, wrapped
+from syncserver.handlers.proxied import ProxiedServer, Proxies, parse_address
 from syncserver.tls import make_context, renew_context
 
 logger = logging.getLogger("syncserver.server")
 
 _HEADER_BYTES = 16 * 1024
-_BODY_SECONDS = 15.0
+_DROPPED_BODIES = 4
 
 
 class UnixPlace:
@@ -71,6 +73,8 @@ class Door:
     """One address and the routes behind it.
 
     :param idle_seconds: how long a connection may stay without a request.
+    :param most: how many connections it may have.
+    :param refused: counts those that it did not take.
     :param reuse_port: share the address with other processes.
     :param place: the Unix socket to listen on, where other processes do too.
     """
@@ -80,8 +84,10 @@ class Door:
         settings: Frontend | Backend,
         routes: list[Any],
         *,
+        limits: Limits,
         idle_seconds: float,
-        max_body_bytes: int,
+        most: int,
+        refused: Tally | None = None,
         reuse_port: bool = False,
         place: UnixPlace | None = None,
     ) -> None:
@@ -94,11 +100,14 @@ class Door:
             Application(routes, log_function=_log_request, compress_response=False),
             ssl_options=self._tls,
             idle_connection_timeout=idle_seconds,
-            body_timeout=_BODY_SECONDS,
+            body_timeout=limits.body_seconds,
             max_header_size=_HEADER_BYTES,
-            max_body_size=max_body_bytes,
+            max_body_size=_DROPPED_BODIES * limits.max_body_bytes,
         )
-        self._server.proxies = Proxies(settings.trusted_proxies)
+        self._server.proxies = proxies = Proxies(settings.trusted_proxies)
+        self.gate = Gate(
+            limits, most, lambda address: proxies.trusts(parse_address(address)), refused
+        )
         self._place = place
         self._acceptors: list[Acceptor] = []
         self.port = 0
@@ -108,12 +117,12 @@ class Door:
         settings = self._settings
         if settings.unix_socket is not None:
             self._place = self._place or UnixPlace(settings.unix_socket, settings.unix_socket_mode)
-            self._acceptors = [Acceptor(self._place.listen(), self._take)]
+            self._acceptors = [self._acceptor(self._place.listen())]
             return
         sockets = bind_sockets(
             settings.port, settings.address, backlog=BACKLOG, reuse_port=self._reuse_port
         )
-        self._acceptors = [Acceptor(one, self._take) for one in sockets]
+        self._acceptors = [self._acceptor(one) for one in sockets]
         self.port = sockets[0].getsockname()[1]
 
     def renew_certificate(self, settings: Frontend | Backend) -> None:
@@ -142,17 +151,20 @@ class Door:
         host = f"[{address}]" if ":" in address else address
         return f"{scheme}://{host}:{self.port}{path}"
 
+    def _acceptor(self, listening: socket.socket) -> Acceptor:
+        return Acceptor(listening, self._take, self.gate.pace)
+
     def _take(self, connection: socket.socket, address: Any) -> None:
-        if self._tls is None:
-            self._server.handle_stream(IOStream(connection), address)
-            return
-        try:
-            secure = self._tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        except OSError:  # the peer is gone already
-            connection.close()
+        counted = self.gate.admit(connection, address)
+        if counted is None:
+            refuse(connection, secure=self._tls is not None)
+        elif self._tls is None:
+            self._server.handle_stream(IOStream(counted), address)
         else:
+            try:
+                secure = wrapped(self._tls, counted)
+            except OSError:  # the peer is gone already
+                return
             self._server.handle_stream(SSLIOStream(secure), address)
 
 

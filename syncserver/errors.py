@@ -201,6 +201,17 @@ class Unavailable(EngineError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooManyGrants(EngineError):
+    """More grants wait to be acquired than may."""
+
+    code = "too_many_grants"
+    http_status = 429
+    retry_after_seconds: ClassVar[int] = 1
+
+    def __init__(self) -> None:
+        super().__init__("Too many tokens wait to be acquired; try again later")
+
+
 class IdempotencyConflict(EngineError):
     """The idempotency key was used before with another body."""
 
@@ -261,6 +272,7 @@ class CloseCode(enum.IntEnum):
     DRAIN = 4001
     CONNECTION_TOKEN_EXPIRED = 4005
     SLOW = 4008
+    TIMEOUT = 4009
     NO_PONG = 4012
     RATE = 4013
     BAD_CONNECTION_TOKEN = 4500

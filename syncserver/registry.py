@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
+from syncserver.addresses import Addresses, counted_as
 from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.counters import Traffic
@@ -15,7 +16,8 @@ from syncserver.flusher import Flusher
 from syncserver.protocols.base import Command, Failure, Message, Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.services.base import RPCService, Service
-from syncserver.session import Session, Transport
+from syncserver.session import Session
+from syncserver.transport import Transport
 
 logger = logging.getLogger("syncserver.registry")
 
@@ -38,7 +40,8 @@ class ServiceRegistry:
         self.sessions: dict[Session, tuple[str, str]] = {}
         self.traffic = Traffic()
         self.draining = False
-        self.calls_under_way = 0
+        self.calls_under_way = self.bytes_under_way = 0
+        self.addresses: Addresses | None = None
         self.sockets = 0
         self._flusher = Flusher(self.traffic)
         self._dispatch, self._on_end = self.dispatch, self.client_disconnected  # for all sessions
@@ -70,6 +73,10 @@ class ServiceRegistry:
         for service in self.registered_services.values():
             await service.close()
 
+    def admits(self, remote_address: str) -> bool:
+        """Tell whether one more session of an address may be opened now."""
+        return self.addresses is None or self.addresses.admits(counted_as(remote_address))
+
     def connect(
         self,
         protocol: Protocol,
@@ -95,6 +102,8 @@ class ServiceRegistry:
         """Tell all services of a new client."""
         self.sessions[client] = kind = (via, client.protocol.name)
         self.traffic.opened[kind] += 1
+        if self.addresses is not None:
+            self.addresses.enter(counted_as(client.remote_address))
         for service in tuple(self.registered_services.values()):
             try:
                 service.client_connected(client)
@@ -103,7 +112,9 @@ class ServiceRegistry:
 
     def client_disconnected(self, client: Session) -> None:
         """Tell all services that a client is gone."""
-        self.sessions.pop(client, None)
+        known = self.sessions.pop(client, None) is not None
+        if self.addresses is not None and known:
+            self.addresses.leave(counted_as(client.remote_address))
         for service in tuple(self.registered_services.values()):
             try:
                 service.client_disconnected(client)

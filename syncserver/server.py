@@ -10,11 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from syncserver.addresses import Addresses
 from syncserver.apikeys import KeyRing
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.doors import Door, UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
+from syncserver.gate import places
 from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
@@ -23,6 +25,7 @@ from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
+from syncserver.pressure import relieve
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.version import __version__
@@ -34,11 +37,11 @@ Registries = tuple[ServiceRegistry, ServiceRegistry]
 
 EVENTS_PATH = "/events"
 
-_HEADER_SECONDS = 15.0
 _KEEP_ALIVE_SECONDS = 300.0
 _CLOSED_PER_SLICE = 200
 _RECONNECTS_PER_SECOND = 500
 _POLL_SECONDS = 0.02
+_RELIEF_SECONDS = 1.0
 
 _NOTES = {"memory": " (what is not delivered is gone with the process)"}
 
@@ -76,6 +79,8 @@ class Server:
         self._places = places
         self._siblings = siblings
         self.frontend, self.backend = registries
+        if config.frontend.trusted_proxies:
+            self.frontend.addresses = Addresses(config.limits)
         self._engine = engine
         self._keys = KeyRing(config.backend.api_keys)
         self._origins = list(config.frontend.allowed_origins)
@@ -90,23 +95,30 @@ class Server:
         await self.backend.open()
         frontend, backend = self.config.frontend, self.config.backend
         routes = self._frontend_routes()
+        header_seconds = self.config.limits.header_seconds
+        of_browsers, of_the_app = places(self.config.limits)
         if self._siblings is not None:  # before anybody can be passed on to them
             private = self._siblings.path(self._siblings.number)
             place = Frontend(
                 unix_socket=private, unix_socket_mode="0600", trusted_proxies=("unix",)
             )
-            self._doors["siblings"] = self._open("siblings", place, routes, _HEADER_SECONDS)
+            self._doors["siblings"] = self._open(
+                "siblings", place, routes, header_seconds, of_browsers
+            )
         if backend.on_frontend:
             routes = routes + self._backend_routes()
-        self._doors["frontend"] = self._open("frontend", frontend, routes, _HEADER_SECONDS)
+        self._doors["frontend"] = self._open(
+            "frontend", frontend, routes, header_seconds, of_browsers
+        )
         if backend.on_frontend:
             self._doors["backend"] = self._doors["frontend"]
         else:
             self._doors["backend"] = self._open(
-                "backend", backend, self._backend_routes(), _KEEP_ALIVE_SECONDS
+                "backend", backend, self._backend_routes(), _KEEP_ALIVE_SECONDS, of_the_app
             )
         self.frontend_port = self._doors["frontend"].port
         self.backend_port = self._doors["backend"].port
+        self._relieve()
 
     def renew(self, config: Config) -> None:
         """Take keys, origins and certificates of other settings, for whoever comes from now on."""
@@ -189,13 +201,20 @@ class Server:
         return self.config.shown_engine + _NOTES.get(self.config.engine, "")
 
     def _open(
-        self, name: str, settings: Frontend | Backend, routes: list[Any], idle_seconds: float
+        self,
+        name: str,
+        settings: Frontend | Backend,
+        routes: list[Any],
+        idle_seconds: float,
+        most: int,
     ) -> Door:
         door = Door(
             settings,
             routes,
+            limits=self.config.limits,
             idle_seconds=idle_seconds,
-            max_body_bytes=4 * self.config.limits.max_body_bytes,
+            most=most,
+            refused=(self.backend if name == "backend" else self.frontend).traffic.refused,
             reuse_port=self._reuse_port,
             place=self._places.get(name),
         )
@@ -247,6 +266,10 @@ class Server:
             ("/live", HealthHandler, {"check": self.not_alive}),
             ("/ready", HealthHandler, {"check": self.not_ready}),
         ]
+
+    def _relieve(self) -> None:
+        relieve(self.frontend.sessions, self.config.limits)
+        self._wheel.call_later(_RELIEF_SECONDS, self._relieve)
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         loop = asyncio.get_running_loop()

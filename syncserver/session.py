@@ -16,27 +16,23 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from syncserver.bucket import Bucket
 from syncserver.client import Client, numbers
 from syncserver.config import Limits
 from syncserver.errors import CloseCode, ProtocolError
 from syncserver.flusher import Flusher
 from syncserver.protocols import base as wire
+from syncserver.transport import Transport
+
+__all__ = ["Client", "Session", "Transport"]
 
 logger = logging.getLogger("syncserver.session")
 
+_RETRY = '{"retry_after": 1000}'
+
 Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
-
-
-class Transport(Protocol):
-    """What a session needs of the socket behind it."""
-
-    def write(self, run: wire.Run) -> bool:
-        """Send frames; False if some are still to go, ``Session.drained`` is called then."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Close the socket after what was written; abort it if the peer does not read."""
 
 
 class Session(Client):
@@ -48,6 +44,7 @@ class Session(Client):
 
     # Many are idle: no dictionary for each, unless a service notes something of its own.
     __slots__ = (
+        "_allowance",
         "_closing",
         "_dispatch",
         "_flusher",
@@ -94,6 +91,7 @@ class Session(Client):
         self._on_end = on_end
         self._limits = limits
         self._max_outbox_bytes = limits.max_outbox_bytes
+        self._allowance: Bucket | None = None
         self._inbox: list[tuple[int, Incoming]] = []
         self._inbox_bytes = 0
         self._running: asyncio.Future[None] | None = None
@@ -106,7 +104,7 @@ class Session(Client):
 
     def receive(self, text: str | bytes) -> None:
         """Take one text of the peer."""
-        if not self.open:
+        if not self.open or not self.spend():
             return
         traffic = self._flusher.traffic
         traffic.received += 1
@@ -116,16 +114,39 @@ class Session(Client):
             incoming = self.protocol.receive(text)
         except ProtocolError as error:
             incoming = [error]
+        if len(incoming) > 1 and not self.spend(len(incoming) - 1):
+            return
         for message in incoming:
             self._inbox.append((len(text), message))
             self._inbox_bytes += len(text)
         self._pump()
-        limits = self._limits
-        if (
-            self._inbox_bytes > limits.max_inbox_bytes
-            or len(self._inbox) > limits.max_inbox_messages
-        ):
-            self.close(CloseCode.RATE, '{"retry_after": 1000}')
+        limits, count = self._limits, len(self._inbox)
+        if self._inbox_bytes > limits.max_inbox_bytes or count > limits.max_inbox_messages:
+            self.close(CloseCode.RATE, _RETRY)
+
+    def spend(self, count: int = 1) -> bool:
+        """Tell whether the peer may send so much more; if not, the session ends with 4013."""
+        if self._allowance is None:
+            limits = self._limits
+            self._allowance = Bucket(limits.messages_per_second, limits.max_message_burst)
+        if self._allowance.take(count):
+            return True
+        self.close(CloseCode.RATE, _RETRY)
+        return False
+
+    @property
+    def is_silent(self) -> bool:
+        """Tell whether the peer has sent nothing yet."""
+        return self._allowance is None
+
+    def held(self) -> dict[int, int]:
+        """Return the sizes of what waits, by what it is: others may wait for the same."""
+        found = None if self._transport is None else self._transport.held()
+        if found is None:
+            found = {id(self): self._in_flight}
+        if self._outbox is not None:
+            found[id(self._outbox)] = self._outbox.size
+        return found
 
     def tell(self, event: wire.Event) -> None:
         """Encode one event for this peer alone and put it; end if the protocol says so then."""

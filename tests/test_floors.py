@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "counters",
         "strict_json",
         "apikeys",
+        "bucket",
         "tls",
         "logs",
         "notify",
@@ -37,7 +38,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("cells", "comparisons", "filters", "terms", "ways", "entries", "grants", "reorder"),
     ("dealers/", "protocols/", "engines/"),
-    ("accepting", "flusher", "client", "session", "stream", "tasks", "wheel"),
+    (
+        "accepting",
+        "addresses",
+        "client",
+        "flusher",
+        "gate",
+        "pressure",
+        "session",
+        "stream",
+        "tasks",
+        "transport",
+        "wheel",
+    ),
     ("views", "claims", "delivery", "peers", "publishing", "tickets", "joining", "subscriptions"),
     ("services/",),
     ("registry",),
@@ -80,7 +93,10 @@ STANDS_ON = {
     ("dealers.pins", "dealers.intervals"),
     ("dealers.filter", "dealers.index"),
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
+    ("gate", "addresses"),
+    ("pressure", "session"),
     ("session", "flusher"),
+    ("session", "transport"),
     ("peers", "views"),  # a subscription is attached to views
     ("delivery", "peers"),
     ("delivery", "publishing"),  # a publish is timed until what was put for it has left
@@ -98,6 +114,7 @@ STANDS_ON = {
     ("dealers.group", "dealers.keyed"),  # a group is a key
     ("services.application", "services.datasync"),  # what it allows is carried there
     ("protocols.events", "protocols.native"),  # the same messages, framed otherwise
+    ("handlers.backend", "handlers.caller"),
     ("handlers.connection", "handlers.frames"),
     ("handlers.outlet", "handlers.connection"),  # a connection, and two ways for its bytes
     ("handlers.websocket", "handlers.connection"),
@@ -122,6 +139,7 @@ STANDS_ON = {
     ("handlers.sockjs_websocket", "handlers.sockjs_framing"),
     ("handlers.sockjs_websocket", "handlers.sockjs_session"),
     ("handlers.sockjs_websocket", "handlers.websocket"),  # one more way to open the same
+    ("engines.memory", "engines.memory_grants"),
     ("engines.redis", "engines.redis_appends"),
     ("engines.redis", "engines.redis_flights"),
     ("engines.redis", "engines.redis_link"),

@@ -27,6 +27,7 @@ from syncserver.engines.base import (
     revoked_notice,
     taken_notice,
 )
+from syncserver.engines.memory_grants import HeldGrant, Waiting
 from syncserver.errors import IdempotencyConflict, PositionLost, RefetchReason
 from syncserver.position import START_MARK, Position
 
@@ -47,7 +48,8 @@ class MemoryEngine(Engine):
         self._limits = limits or Limits()
         self._clock = clock
         self._logs: dict[str, _Log] = {}
-        self._grants: dict[str, _HeldGrant] = {}
+        self._grants: dict[str, HeldGrant] = {}
+        self._waiting = Waiting(self._limits)
         self._deadlines: list[tuple[float, str]] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -69,7 +71,8 @@ class MemoryEngine(Engine):
         return self._log(stream).follow(after, listener)
 
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
-        self._grants[token] = _HeldGrant(grant)
+        self._waiting.add(token, grant)
+        self._grants[token] = HeldGrant(grant)
         self._expire(token, seconds)
 
     async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:
@@ -77,6 +80,7 @@ class MemoryEngine(Engine):
         if held.held and not (resumable and held.resumable):
             raise GrantHeld
         held.takes += 1
+        self._waiting.discard(token)
         if held.held:
             self._append(held.grant.stream, taken_notice(token, held.takes))
         held.held = True
@@ -132,6 +136,7 @@ class MemoryEngine(Engine):
                 continue
             if held.deadline <= now:
                 del self._grants[token]
+                self._waiting.discard(token)
             else:
                 heapq.heappush(self._deadlines, (held.deadline, token))
 
@@ -146,11 +151,11 @@ class MemoryEngine(Engine):
             log = self._logs[stream] = _Log(self._limits)
         return log
 
-    def _alive(self, token: str) -> _HeldGrant | None:
+    def _alive(self, token: str) -> HeldGrant | None:
         held = self._grants.get(token)
         return held if held is not None and held.deadline > self._clock() else None
 
-    def _grant(self, token: str) -> _HeldGrant:
+    def _grant(self, token: str) -> HeldGrant:
         held = self._alive(token)
         if held is None:
             raise GrantMissing
@@ -176,16 +181,6 @@ class MemoryEngine(Engine):
         self.sweep()
         if self._grants or any(log.occupied for log in self._logs.values()):
             self._arm()
-
-
-@dataclass(slots=True)
-class _HeldGrant:
-    grant: Grant
-    takes: int = 0
-    held: bool = False
-    resumable: bool = False
-    revoked: bool = False
-    deadline: float = 0.0
 
 
 @dataclass(slots=True)

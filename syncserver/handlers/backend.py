@@ -11,63 +11,25 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from syncserver.apikeys import ApiKey, KeyRing
-from syncserver.client import Client
-from syncserver.errors import CommandTimeout, ProtocolError, RPCError, Unavailable
+from syncserver.errors import CommandTimeout, ProtocolError, RPCError
+from syncserver.handlers.caller import BackendClient
 from syncserver.protocols.base import Command, Event, Failure, Message
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
+
+__all__ = ["BackendClient", "BackendHTTPHandler"]
 
 logger = logging.getLogger("syncserver.backend")
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _DRAIN_RETRY_SECONDS = 1
 _DROPPED_BODIES = 4
-_BODY_SECONDS = 15.0
-
-
-class BackendClient(Client):
-    """The caller of one call; the first thing that it is told is its answer."""
-
-    def __init__(
-        self,
-        remote_address: str,
-        idempotency_key: str | None,
-        key: ApiKey | None = None,
-        on_answer: Callable[[Event, bytes], None] | None = None,
-    ) -> None:
-        self.remote_address = remote_address
-        self.idempotency_key = idempotency_key
-        self._key = key
-        self._on_answer = on_answer
-        self.answer: asyncio.Future[tuple[Event, bytes]] = (
-            asyncio.get_running_loop().create_future()
-        )
-
-    def __str__(self) -> str:
-        return self.remote_address
-
-    def may(self, operation: str | None) -> bool:
-        """Tell whether the caller's key is for an operation."""
-        if self._key is None or self._key.allows(operation):
-            return True
-        logger.info("Refused %s: its key %s is not for this", self, self._key.id)
-        return False
-
-    def tell(self, event: Event) -> None:
-        """Answer the call; what comes after the answer is dropped."""
-        body = NativeProtocol().encode(event)[0]
-        if self.answer.done():
-            return
-        self.open = False
-        self.answer.set_result((event, body))
-        if self._on_answer is not None:
-            self._on_answer(event, body)
 
 
 @stream_request_body
@@ -108,6 +70,7 @@ class BackendHTTPHandler(RequestHandler):
         self._key: ApiKey | None = None
         self._body = bytearray()
         self._received = 0
+        self._kept = 0
         self._refused: HTTPError | None = None
         self._deadline: asyncio.Timeout | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -134,7 +97,7 @@ class BackendHTTPHandler(RequestHandler):
         connection.set_max_body_size(sys.maxsize)  # the bounds are kept here, where they answer
         connection.set_body_timeout(None)  # Tornado's costs a tenth of a call
         loop = asyncio.get_running_loop()
-        self._patience = loop.call_later(_BODY_SECONDS, self._hang_up)
+        self._patience = loop.call_later(self._limits.body_seconds, self._hang_up)
         try:
             self._check_head()
         except HTTPError as error:
@@ -146,11 +109,9 @@ class BackendHTTPHandler(RequestHandler):
         """Keep a piece of the body, as far as it may go."""
         self._received += len(chunk)
         if self._refused is None:
-            self._body += chunk
-            if self._received > self._limits.max_body_bytes:
-                self._refused = HTTPError(413)
+            self._keep(chunk)
         if self._refused is not None:
-            self._body.clear()
+            self._let_go()
             if self._is_far_too_large(self._received) and not self._finished:
                 self.send_error(self._refused.status_code)
         return None
@@ -169,9 +130,16 @@ class BackendHTTPHandler(RequestHandler):
         client = BackendClient(remote_address, key, self._key, self._reply)
         await self._call(client, messages[0])
 
+    def on_finish(self) -> None:
+        """Let go of the body, and let the connection be for its next call."""
+        self._let_go()
+        if self._patience is not None:
+            self._patience.cancel()
+
     def on_connection_close(self) -> None:
         """Wait no longer for a body whose sender is gone."""
         super().on_connection_close()
+        self._let_go()
         if self._patience is not None:
             self._patience.cancel()
 
@@ -181,6 +149,8 @@ class BackendHTTPHandler(RequestHandler):
         if not isinstance(error, ProtocolError | RPCError):
             reason = self._reason if status_code < 500 else "Internal error"
             error = RPCError(reason, code=_code_of(status_code))
+            if status_code == 405:
+                self.set_header("Allow", "POST")
         else:
             self._set_error_status(error)
         self._registry.traffic.errors.add(error.code)
@@ -232,6 +202,8 @@ class BackendHTTPHandler(RequestHandler):
         self.check_api_key()
         if self._registry.draining:
             raise HTTPError(503)
+        if self._registry.calls_under_way >= self._limits.max_calls:
+            raise HTTPError(429)
         content_type = self.request.headers.get("Content-Type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise HTTPError(415)
@@ -239,6 +211,20 @@ class BackendHTTPHandler(RequestHandler):
             raise HTTPError(415)
         if self._length() > self._limits.max_body_bytes:
             raise HTTPError(413)
+
+    def _keep(self, chunk: bytes) -> None:
+        self._body += chunk
+        self._kept += len(chunk)
+        self._registry.bytes_under_way += len(chunk)
+        if self._received > self._limits.max_body_bytes:
+            self._refused = HTTPError(413)
+        elif self._registry.bytes_under_way > self._limits.max_calls_bytes:
+            self._refused = HTTPError(429)
+
+    def _let_go(self) -> None:
+        self._body.clear()
+        self._registry.bytes_under_way -= self._kept
+        self._kept = 0
 
     def _length(self) -> int:
         """Return how long the body says it is; Tornado refuses what is no number."""
@@ -261,11 +247,12 @@ class BackendHTTPHandler(RequestHandler):
 
     def _set_error_status(self, error: RPCError | ProtocolError) -> None:
         self.set_status(error.http_status)
-        if isinstance(error, Unavailable):
-            self.set_header("Retry-After", str(error.retry_after_seconds))
+        seconds = getattr(error, "retry_after_seconds", None)
+        if seconds is not None:
+            self.set_header("Retry-After", str(seconds))
 
     def _send_json(self, body: bytes) -> None:
-        if self.get_status() == 503 and "Retry-After" not in self._headers:
+        if self.get_status() in (429, 503) and "Retry-After" not in self._headers:
             self.set_header("Retry-After", str(_DRAIN_RETRY_SECONDS))
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.set_header("Cache-Control", "no-store")
@@ -277,6 +264,7 @@ _CODES = {
     405: "method_not_allowed",
     413: "too_large",
     415: "unsupported_media_type",
+    429: "too_many_calls",
     503: "unavailable",
 }
 

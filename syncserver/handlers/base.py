@@ -1,13 +1,26 @@
-"""What the handlers of browsers share: who may connect."""
+"""What handlers share: who may connect, and how other methods are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
 
 _ANY_PORT = ":*"
+
+
+class PlainHandler(RequestHandler):
+    """What is there to be read: a refusal is a line of text."""
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Say in a line what is wrong."""
+        if status_code == 405:
+            self.set_header("Allow", "GET")
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.finish(f"{self._reason}\n")
 
 
 def origin_allowed(origin: str, allowed: Iterable[str]) -> bool:

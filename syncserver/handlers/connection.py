@@ -9,6 +9,9 @@
 A frame that breaks the rules closes too, and nothing is read of its sender from then on. Whoever
 does not let go is cut off after ``_LINGER_SECONDS``.
 
+At each ping it is also seen whether the peer has ever said anything (``first_message_seconds``),
+and whether a message that it began has come to its end (``message_seconds``).
+
 A pong (or anything else that the peer sends or takes) must follow a ping within ``pong_seconds``,
 or the session ends with 4012. At most one pong waits to be sent, for the latest ping (5.5.3).
 
@@ -93,12 +96,26 @@ class Terms:
 class Connection(ABC):
     """One WebSocket: the transport of its session (``session.Transport``)."""
 
-    __slots__ = ("_alarm", "_alive", "_pong", "_reader", "_state", "_terms", "session")
+    __slots__ = (
+        "_alarm",
+        "_alive",
+        "_asked",
+        "_begun",
+        "_pings",
+        "_pong",
+        "_reader",
+        "_spoke",
+        "_state",
+        "_terms",
+        "session",
+    )
 
     def __init__(self, terms: Terms, remote_address: str) -> None:
         self._terms = terms
         self._state = State.OPEN
         self._alive = True
+        self._asked = self._spoke = False
+        self._begun = self._pings = 0
         self._pong: bytes | None = None
         self._alarm: Alarm | None = None
         registry = terms.registry
@@ -124,9 +141,15 @@ class Connection(ABC):
         """Close the socket after what was written; a peer that does not answer is cut off."""
         if self._state is State.OPEN:
             self._state = State.CLOSING
+            if code == CloseCode.RATE:  # who sends without end is read no more
+                self._reader = None
             last = self._terms.messages.closing(code, reason)
             self._send(last + frames.close_frame(code, reason))
             self._linger()
+
+    def held(self) -> dict[int, int] | None:
+        """Return the sizes of what has not left, by what it is; None: all is its own."""
+        return None
 
     # For the subclasses.
 
@@ -187,10 +210,14 @@ class Connection(ABC):
     def _handle(self, received: frames.Received) -> None:
         match received:
             case frames.Message(content):
-                terms = self._terms
+                terms, self._spoke, self._begun = self._terms, True, 0
                 terms.messages.receive(content, self.session, terms.registry.limits)
             case frames.Control(frames.CLOSE, payload):
                 self._peer_closes(frames.close_code(payload))
+            case frames.Control(frames.PONG, _) if self._asked:
+                self._asked = False
+            case _ if not self.session.spend():
+                self._reader = None
             case frames.Control(frames.PING, payload) if self._state is State.OPEN:
                 if self._waits:
                     self._pong = payload
@@ -215,11 +242,24 @@ class Connection(ABC):
         self._alarm = self._terms.wheel.call_later(_LINGER_SECONDS, self._lost)
 
     def _ping(self) -> None:
-        self._alive = False
+        if self._is_overdue():
+            logger.info("%s said nothing for too long", self.session.remote_address)
+            self.session.close(CloseCode.TIMEOUT)
+            return
+        self._alive, self._asked = False, True
         self._send(frames.frame(frames.PING, b"") + self._terms.messages.heartbeat)
         limits = self._terms.registry.limits
         wait = min(limits.pong_seconds, self._terms.ping_seconds)
         self._alarm = self._terms.wheel.call_later(wait, functools.partial(self._expect_pong, wait))
+
+    def _is_overdue(self) -> bool:
+        """Tell whether the first message, or the end of one that was begun, took too long."""
+        self._pings += 1
+        if self._reader is not None and self._reader.is_within:
+            self._begun += 1
+        limits, seconds = self._terms.registry.limits, self._terms.ping_seconds
+        is_mute = not self._spoke and self._pings * seconds >= limits.first_message_seconds
+        return is_mute or (self._begun - 1) * seconds >= limits.message_seconds
 
     def _expect_pong(self, waited: float) -> None:
         if self._alive:

@@ -15,7 +15,7 @@ from typing import Any
 from tornado.web import HTTPError, RequestHandler
 
 from syncserver import strict_json
-from syncserver.errors import CloseCode, NoSuchTicket, ProtocolError, RPCError, Unavailable
+from syncserver.errors import CloseCode, NoSuchTicket, ProtocolError, RPCError
 from syncserver.handlers.base import may_ask
 from syncserver.handlers.eventstream import EventStream
 from syncserver.protocols.events import EventsProtocol
@@ -97,7 +97,7 @@ class EventsHandler(RequestHandler):
         service = self._service(name)
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("X-Accel-Buffering", "no")  # or nginx gathers what should be sent
-        if self._registry.draining:
+        if self._registry.draining or not self._registry.admits(self.request.remote_ip or ""):
             self.finish("retry: 1000\n\n")  # anything but 200 and the browser gives up
             return
         last = self.request.headers.get("Last-Event-ID")
@@ -127,8 +127,10 @@ class EventsHandler(RequestHandler):
             error = RPCError(reason, code=_CODES.get(status_code, "internal_error"))
         else:
             self.set_status(error.http_status)
-        if isinstance(error, Unavailable) or status_code == 503:
+        if self.get_status() in (429, 503):
             self.set_header("Retry-After", "1")
+        elif status_code == 405:
+            self.set_header("Allow", "GET, POST, OPTIONS")
         self._registry.traffic.errors.add(error.code)
         message = failure_for_json(None, error)
         del message["callId"]

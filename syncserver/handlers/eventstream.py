@@ -89,6 +89,9 @@ class EventStream:
         else:
             self.lost()
 
+    def held(self) -> None:
+        """Say that what has not left is of this stream alone: its token stands in it."""
+
     def lost(self) -> None:
         """Let the request of the stream end: all was sent, or the peer is gone."""
         if self._alarm is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError
+
+from syncserver.handlers.base import PlainHandler
 
 _TYPES = {".js": "text/javascript; charset=utf-8", ".ts": "text/plain; charset=utf-8"}
 
 
-class ClientFileHandler(RequestHandler):
+class ClientFileHandler(PlainHandler):
     """``GET`` one file; a browser asks again whether it changed, and mostly hears 304."""
 
     def initialize(self, path: Path) -> None:

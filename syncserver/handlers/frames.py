@@ -64,6 +64,11 @@ class FrameReader:
         """Take bytes as they came from the socket; then call ``next`` until it gives None."""
         self._buffer += data
 
+    @property
+    def is_within(self) -> bool:
+        """Tell whether a message or a frame has begun that is not whole."""
+        return bool(self._buffer) or self._message is not None
+
     def next(self) -> Received | None:
         """Return what came next and is complete; None if more bytes are needed for it."""
         while (frame := self._frame()) is not None:

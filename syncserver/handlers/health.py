@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tornado.web import RequestHandler
-
 from syncserver import strict_json
+from syncserver.handlers.base import PlainHandler
 
 
-class HealthHandler(RequestHandler):
+class HealthHandler(PlainHandler):
     """``GET``: 200 and ``{"ok": true}``, or 503 and the reasons why not.
 
     :param check: returns the reasons; ``/live`` has none as long as the loop turns.

@@ -44,6 +44,9 @@ class DirectConnection(Connection):
         super().__init__(terms, remote_address)
         self._loop.add_reader(plain, self._readable)
 
+    def held(self) -> dict[int, int]:
+        return {id(view.obj): view.nbytes for view in self._queue}
+
     @property
     def _waits(self) -> bool:
         return bool(self._queue)

@@ -87,6 +87,7 @@ class PollingSession:
         self._sending: list[Run] | None = None
         self._stuck: list[Run] | None = None
         self._owes = False
+        self._beats = 0
         self._is_open = False
         self._closing: bytes | None = None
         self._is_last = False
@@ -142,6 +143,10 @@ class PollingSession:
         self._closing = framing.closing(code, reason)
         self._await(self._limits.disconnect_seconds)
         self._pump()
+
+    def held(self) -> dict[int, int]:
+        """Return the sizes of what has not left, by what it is."""
+        return {id(run): run.size for run in (*self._held, *(self._sending or ()))}
 
     # Of the table of sessions.
 
@@ -223,6 +228,10 @@ class PollingSession:
 
     def _beat(self, receiver: Receiver) -> None:
         self._await(self._limits.ping_seconds)
+        self._beats += 1
+        silent = self._beats * self._limits.ping_seconds
+        if self.session.is_silent and silent >= self._limits.first_message_seconds:
+            self.session.close(CloseCode.TIMEOUT)
         if self._sending is None:
             self._emit(receiver, framing.HEARTBEAT)
         elif self._sending is self._stuck:
@@ -259,6 +268,8 @@ class Sessions:
         """Open a session; None if there are ``max_polling_sessions``, or the server is closing."""
         limits = self._registry.limits
         if self._registry.draining or len(self._sessions) >= limits.max_polling_sessions:
+            return None
+        if not self._registry.admits(address):
             return None
 
         def told() -> None:

@@ -25,14 +25,21 @@ from syncserver.wheel import Wheel
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES = 16
 _VERSION = "13"
-_UPGRADE_REQUIRED, _UNAVAILABLE = 426, 503
+_NOT_ALLOWED, _UPGRADE_REQUIRED, _TOO_MANY, _UNAVAILABLE = 405, 426, 429, 503
 _REFUSALS = {
     400: "This is the address of a WebSocket; its handshake is RFC 6455, 4.1",
     403: "Pages of this origin may not connect",
     _UPGRADE_REQUIRED: "The version of WebSocket spoken here is 13",
+    _TOO_MANY: "Too many connections of this address",
     _UNAVAILABLE: "This daemon is closing",
 }
-_REASONS = {400: "handshake", 403: "origin", _UPGRADE_REQUIRED: "version", _UNAVAILABLE: "draining"}
+_REASONS = {
+    400: "handshake",
+    403: "origin",
+    _UPGRADE_REQUIRED: "version",
+    _TOO_MANY: "address",
+    _UNAVAILABLE: "draining",
+}
 
 
 class WebSocketHandler(RequestHandler):
@@ -84,7 +91,9 @@ class WebSocketHandler(RequestHandler):
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         if status_code == _UPGRADE_REQUIRED:
             self.set_header("Sec-WebSocket-Version", _VERSION)
-        elif status_code == _UNAVAILABLE:
+        elif status_code == _NOT_ALLOWED:
+            self.set_header("Allow", "GET")
+        elif status_code in (_TOO_MANY, _UNAVAILABLE):
             self.set_header("Retry-After", "1")
         self.finish(_REFUSALS.get(status_code, self._reason) + "\n")
 
@@ -99,7 +108,9 @@ class WebSocketHandler(RequestHandler):
             return 400
         if headers.get("Sec-WebSocket-Version") != _VERSION:
             return _UPGRADE_REQUIRED
-        return None if _is_key(headers.get("Sec-WebSocket-Key", "")) else 400
+        if not _is_key(headers.get("Sec-WebSocket-Key", "")):
+            return 400
+        return None if self._registry.admits(self.request.remote_ip or "") else _TOO_MANY
 
     def _accept(self, key: str) -> None:
         digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
