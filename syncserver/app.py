@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from syncserver.config import Config, DealerConfig, Known, ServiceConfig
+from syncserver.config import Config, DealerConfig, Known, ServiceConfig, spoken_paths
 from syncserver.dealers.base import Dealer
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
@@ -55,7 +55,11 @@ _TAKEN = (EVENTS_PATH, "/backend", "/live", "/ready")
 # What --app makes itself.
 _OF_SERVICES = ("engine", "limits", "models", "services")
 
-KNOWN = Known(engines=tuple(ENGINES), protocols=tuple(PROTOCOLS))
+KNOWN = Known(
+    engines=tuple(ENGINES),
+    protocols={name: path for name, (path, _) in PROTOCOLS.items()},
+    taken=(*_TAKEN, *SOCKJS),
+)
 
 
 def client_files() -> Mapping[str, Path]:
@@ -120,15 +124,8 @@ def make_server(
 
 def _protocols(config: Config) -> dict[str, type[Protocol]]:
     """Return the wire protocols by path; ConfigError if something else is there."""
-    spoken: dict[str, type[Protocol]] = {}
-    for name in dict.fromkeys([next(iter(PROTOCOLS)), *config.protocols]):
-        own, reference = PROTOCOLS[name]
-        settings = config.protocols.get(name)
-        path = own if settings is None or settings.path is None else settings.path
-        if path in spoken or path in _TAKEN or path.startswith(tuple(SOCKJS)):
-            raise ConfigError(f"[protocols.{name}] path: {path} is taken; choose another")
-        spoken[path] = _load(reference)
-    return spoken
+    paths = spoken_paths(config.protocols, KNOWN)
+    return {path: _load(PROTOCOLS[name][1]) for name, path in paths.items()}
 
 
 def load_registries(reference: str, config: Config) -> Registries:

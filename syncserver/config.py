@@ -219,7 +219,8 @@ class Known:
 
     An engine other than ``memory`` is the scheme of a URL. A service type stands
     with the keys of its table, a dealer type with the keys that its table must
-    have, ``type`` and ``model`` aside; those in ``fixed_models`` have no ``model``.
+    have, ``type`` and ``model`` aside; those in ``fixed_models`` have no ``model``. A protocol
+    stands with its own path, the first is always spoken; ``taken`` are paths of other routes.
     """
 
     engines: tuple[str, ...] = (MEMORY,)
@@ -230,13 +231,26 @@ class Known:
         default_factory=lambda: {"broadcast": (), "keyed": ("key",), "filter": (), "group": ()}
     )
     fixed_models: Mapping[str, str] = field(default_factory=lambda: {"group": GROUP_MODEL})
-    protocols: tuple[str, ...] = ("native",)
+    protocols: Mapping[str, str] = field(default_factory=lambda: {"native": "/ws"})
+    taken: tuple[str, ...] = ()
 
 
 def suggest(word: str, names: Iterable[str]) -> str:
     """Return which of ``names`` was meant, or else all of them, for the end of a refusal."""
     near = difflib.get_close_matches(word, names := list(names), 1)
     return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(names)}"
+
+
+def spoken_paths(protocols: Mapping[str, ProtocolConfig], known: Known) -> dict[str, str]:
+    """Return the path of each protocol that is spoken, or raise ConfigError: it is taken."""
+    paths: dict[str, str] = {}
+    for name in dict.fromkeys([next(iter(known.protocols)), *protocols]):
+        path = (protocols[name].path if name in protocols else None) or known.protocols[name]
+        others = [*paths.values(), *known.taken]
+        if path in others or path.startswith(tuple(f"{one}/" for one in known.taken)):
+            raise ConfigError(f"the path of {name}, {path}, is taken; choose another")
+        paths[name] = path
+    return paths
 
 
 def check_engine(text: str, known: Known) -> str:

@@ -30,6 +30,7 @@ from syncserver.config import (
     check_origin,
     check_script_url,
     default_services,
+    spoken_paths,
 )
 from syncserver.configdoors import check_apart, read_door
 from syncserver.configtable import Table, settings_of, shown
@@ -221,8 +222,15 @@ def _dealer(table: Table, known: Known) -> DealerConfig:
 
 
 def _protocols(root: Table, known: Known) -> Mapping[str, ProtocolConfig]:
-    root.table("protocols").only(known.protocols)
-    return MappingProxyType(root.each_table("protocols", _protocol))
+    root.table("protocols").only(list(known.protocols))
+    protocols = root.each_table("protocols", _protocol)
+    try:
+        spoken_paths(
+            {name: protocols[name] for name in protocols if name in known.protocols}, known
+        )
+    except ConfigError as error:
+        raise root.error("protocols", str(error)) from None
+    return MappingProxyType(protocols)
 
 
 def _protocol(table: Table) -> ProtocolConfig:

@@ -368,10 +368,16 @@ def test_a_protocol_is_spoken_where_the_settings_have_it(tmp_path: Path) -> None
         ('[protocols.rohrpost]\npath = "x"', "[protocols.rohrpost] path: no path; "),
         ('[protocols.rohrpost]\npath = "/(x)"', "[protocols.rohrpost] path: no path; "),
         ("[protocols.rohrpost]\non = true", "[protocols.rohrpost] on: unknown key; "),
-        ('[protocols.rohrpost]\npath = "/ws"', "[protocols.rohrpost] path: /ws is taken; "),
-        ('[protocols.native]\npath = "/events"', "[protocols.native] path: /events is taken; "),
-        ('[protocols.rohrpost]\npath = "/ready"', "[protocols.rohrpost] path: /ready is taken; "),
-        ('[protocols.rohrpost]\npath = "/ws/sockjs/x"', "path: /ws/sockjs/x is taken; "),
+        (
+            '[protocols.rohrpost]\npath = "/ws"',
+            "daemon.toml: protocols: the path of rohrpost, /ws, is taken; ",
+        ),
+        ('[protocols.native]\npath = "/events"', "the path of native, /events, is taken; "),
+        ('[protocols.rohrpost]\npath = "/ready"', "the path of rohrpost, /ready, is taken; "),
+        (
+            '[protocols.rohrpost]\npath = "/ws/sockjs/x"',
+            "the path of rohrpost, /ws/sockjs/x, is taken; ",
+        ),
     ],
 )
 def test_a_protocol_that_cannot_be_is_refused(tmp_path: Path, text: str, told: str) -> None:
