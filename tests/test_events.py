@@ -430,6 +430,19 @@ async def test_a_log_out_of_reach_ends_the_stream_which_comes_again(monkeypatch:
             await stream.until("position")
 
 
+async def test_a_stream_that_runs_is_told_that_the_log_is_away_and_back() -> None:
+    async with serving() as daemon:
+        name = await open_name(daemon, await daemon.authorize(ALL))
+        async with opened(daemon, name) as stream:
+            [position] = await stream.until("position")
+            datasync: Any = daemon.frontend.registered_services["datasync"]
+            datasync.subscriptions.stream.went_stale()
+            datasync.subscriptions.stream.came_fresh()
+            told = await stream.until("fresh")
+            assert [event.data for event in told] == [{"type": "stale"}, {"type": "fresh"}]
+            assert stream.last_id == position.id
+
+
 async def test_a_slow_reader_is_cut_off_alone_and_may_resume() -> None:
     limits = {"max_outbox_bytes": 50_000, "max_send_buffer_bytes": 4_096}
     async with serving(**limits) as daemon:
