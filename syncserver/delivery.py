@@ -40,7 +40,7 @@ class Delivery:
             for subscription in view.subscribers:
                 session = subscription.peer.session
                 try:
-                    session.put(frame_for(session.protocol))
+                    session.put(frame_for(session.protocol), frames.number)
                 except Exception:  # a protocol with state of its own; the others go on
                     logger.exception("A delta cannot be told to %s", session)
                     session.abort(CloseCode.INTERNAL)

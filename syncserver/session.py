@@ -31,6 +31,7 @@ __all__ = ["Client", "Session", "Transport"]
 logger = logging.getLogger("syncserver.session")
 
 _RETRY = '{"retry_after": 1000}'
+_LITTLE_BYTES = 64 * 1024
 
 Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
 
@@ -43,30 +44,14 @@ class Session(Client):
     """
 
     # Many are idle: no dictionary for each, unless a service notes something of its own.
+    # fmt: off
     __slots__ = (
-        "_allowance",
-        "_closing",
-        "_dispatch",
-        "_flusher",
-        "_in_flight",
-        "_inbox",
-        "_inbox_bytes",
-        "_limits",
-        "_max_outbox_bytes",
-        "_on_end",
-        "_outbox",
-        "_oversize",
-        "_running",
-        "_scheduled",
-        "_transport",
-        "_writable",
-        "identity",
-        "number",
-        "open",
-        "pending",
-        "protocol",
-        "remote_address",
+        "_allowance", "_closing", "_dispatch", "_entry", "_flusher", "_in_flight", "_inbox",
+        "_inbox_bytes", "_limits", "_max_outbox_bytes", "_on_end", "_outbox", "_oversize",
+        "_running", "_scheduled", "_transport", "_writable", "identity", "number", "open",
+        "pending", "protocol", "remote_address",
     )
+    # fmt: on
 
     def __init__(
         self,
@@ -98,6 +83,7 @@ class Session(Client):
         self._outbox: wire.Run | None = None
         self._in_flight = 0
         self._oversize = 0
+        self._entry = 0
         self._scheduled = False
         self._closing: tuple[int, str] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -158,18 +144,24 @@ class Session(Client):
         if self.protocol.closing is not None:
             self.close(self.protocol.closing)
 
-    def put(self, frame: wire.Frame) -> None:
-        """Add a frame to the outbox; synchronous, never fails, may end the session with 4008."""
+    def put(self, frame: wire.Frame, entry: int = 0) -> None:
+        """Add a frame to the outbox; synchronous, never fails, may end the session with 4008.
+
+        :param entry: the number of what the frame is a part of, if it has others.
+        """
         size = frame.size
         if not self.open or not size:
             return
         pending = self.pending
-        if not pending:  # one frame of any size is taken, and what is small after it
-            self._oversize = size if size > self._max_outbox_bytes else 0
-        elif pending + size > self._max_outbox_bytes + self._oversize:
+        total = pending + size
+        if not pending or (entry and entry == self._entry):
+            # An entry of any size is taken whole, and what is small after it.
+            self._oversize = total if total > self._max_outbox_bytes else 0
+            self._entry = entry
+        elif total > self._max_outbox_bytes + self._oversize:
             self.abort(CloseCode.SLOW)
             return
-        self.pending = pending + size
+        self.pending = total
         self._outbox = self._flusher.extended(self._outbox, frame)
         if not self._scheduled:
             self._scheduled = True
@@ -181,13 +173,13 @@ class Session(Client):
         return self._flusher
 
     async def writable(self, size: int = 0) -> bool:
-        """Wait until half of the outbox has room for ``size`` bytes, or all of it is empty.
+        """Wait until ``size`` bytes more are little for the outbox, or all of it is empty.
 
-        False if the session ended instead. A peer that takes longer than ``stall_seconds`` is
-        cut off.
+        False if the session ended instead. A peer that takes longer than ``stall_seconds`` for
+        that little is cut off.
         """
-        half = self._limits.max_outbox_bytes // 2
-        while self.open and self.pending and self.pending + size > half:
+        little = min(self._limits.max_outbox_bytes // 2, _LITTLE_BYTES)
+        while self.open and self.pending and self.pending + size > little:
             if self._writable is None:
                 self._writable = asyncio.get_running_loop().create_future()
             waiting = asyncio.shield(self._writable)

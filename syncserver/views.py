@@ -7,6 +7,7 @@ subscriptions have them, and go with the last one. Pure.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,9 @@ logger = logging.getLogger("syncserver.views")
 
 Seen = tuple[tuple[int, Kind], ...]
 """What a view sees of a batch: number of the delta, and what it is to this view."""
+
+
+_numbers = itertools.count(1)
 
 
 class View:
@@ -230,6 +234,7 @@ class FrameCache:
     """The frames of one batch, each made once for all views and sessions that get it."""
 
     def __init__(self, service: str, deltas: Sequence[Delta]) -> None:
+        self.number = next(_numbers)
         self._service = service
         self._deltas = deltas
         self._texts: dict[tuple[type[Protocol], str | None, int, Kind], tuple[bytes, ...]] = {}

@@ -669,3 +669,36 @@ async def test_a_protocol_ends_its_session_after_what_it_last_said() -> None:
     assert [json.loads(text)["message"] for text in peer.pipe.texts] == ["leave"]
     assert peer.pipe.closes == [(CloseCode.BAD_PROTOCOL, "")]
     assert peer.ends == [peer.session]
+
+
+async def test_what_belongs_to_one_entry_is_taken_whole_into_an_empty_outbox() -> None:
+    large = Frame((b"x" * 900,))
+    peer = Peer(stalled=True)
+    for _ in range(3):
+        peer.session.put(large, 7)
+    assert peer.session.open
+    peer.session.put(SMALL, 8)
+    assert peer.session.open, "what is small after it"
+    for _ in range(3):
+        peer.session.put(large, 8)
+    assert not peer.session.open
+
+
+async def test_an_entry_that_began_behind_another_is_not_taken_beyond_the_bound() -> None:
+    peer = Peer(stalled=True)
+    peer.session.put(SMALL, 1)
+    peer.session.put(Frame((b"x" * 600,)), 2)
+    assert peer.session.open
+    peer.session.put(Frame((b"x" * 600,)), 2)
+    assert not peer.session.open
+
+
+async def test_a_replay_goes_on_when_little_waits_however_large_the_outbox() -> None:
+    peer = Peer(stalled=True, limits=Limits(max_outbox_bytes=2**20))
+    peer.session.put(Frame((bytes(100_000),)))
+    await turns()
+    waiting = asyncio.ensure_future(peer.session.writable(10))
+    await turns()
+    assert not waiting.done()
+    peer.drain()
+    assert await waiting

@@ -662,6 +662,18 @@ async def test_a_batch_larger_than_an_outbox_is_sent_to_whom_nothing_else_waits_
             assert len(peer.take()) == 10
 
 
+async def test_a_batch_larger_than_an_outbox_is_sent_whole_however_many_tags_it_is_for() -> None:
+    async with datasync(max_outbox_bytes=20_000, max_send_buffer_bytes=4096) as (daemon, _):
+        token = await daemon.authorize(*[("AllRows", 1, tag) for tag in ("one", "two", "three")])
+        peer = await daemon.connect()
+        await peer.call("datasync", "acquireSubscription", token=token, position=None)
+        for first in (0, 10, 20):
+            await publish(daemon, rows(first, 10, 3000))
+            await peer.notice("position")
+            tags = [message["delta"]["tag"] for message in peer.take()]
+            assert sorted(tags) == sorted(["one", "two", "three"] * 10)
+
+
 async def test_a_batch_larger_than_an_outbox_reaches_its_reader_at_the_latest_by_a_resume() -> None:
     limits = {"max_outbox_bytes": 20_000, "max_send_buffer_bytes": 4096}
     async with datasync(**limits) as (daemon, _):

@@ -92,6 +92,7 @@ class DirectConnection(Connection):
         plain, queue = self._socket, self._queue
         while plain is not None and queue:
             sent = _sent(plain, queue[0])
+            self._alive = self._alive or sent > 0
             if sent < len(queue[0]):
                 queue[0] = queue[0][sent:]
                 return
