@@ -29,8 +29,6 @@ from syncserver.errors import InvalidQuery
 from syncserver.filters import Filter
 from syncserver.terms import Way
 
-FEW_ITEMS = 8
-
 T = TypeVar("T")
 
 
@@ -56,50 +54,54 @@ def is_linear(filter_: Filter, found: Sequence[Way]) -> bool:
 
 
 class _Entry(Generic[T]):
-    """A filter and its items; ``pin`` is the first of its pins."""
+    """A filter and who has it: an item, or a dict of several; ``pin`` is the first of its pins."""
 
-    __slots__ = ("filter", "is_linear", "items", "pin")
+    __slots__ = ("filter", "items", "pin")
 
-    def __init__(self, filter_: Filter, *, is_linear: bool) -> None:
+    def __init__(self, filter_: Filter, item: T) -> None:
         self.filter = filter_
-        self.is_linear = is_linear
-        self.items: tuple[T, ...] | dict[T, None] = ()  # a dict takes 200 bytes for one
+        self.items: T | dict[T, None] = item  # one is the rule, and a dict takes 200 bytes
         self.pin: Pin | None = None
 
     def add(self, item: T) -> None:
+        if isinstance(self.items, dict):
+            self.items[item] = None
+        elif self.items != item:
+            self.items = {self.items: None, item: None}
+
+    def remove(self, item: T) -> bool:
+        """Forget an item and tell whether there is another; KeyError if it is not there."""
         items = self.items
         if isinstance(items, dict):
-            items[item] = None
-        elif item not in items:
-            more = (*items, item)
-            self.items = more if len(more) <= FEW_ITEMS else dict.fromkeys(more)
-
-    def remove(self, item: T) -> None:
-        items = self.items
-        if item not in items:
-            raise KeyError(item)
-        if isinstance(items, dict) and len(items) > FEW_ITEMS:
             del items[item]
-        else:
-            self.items = tuple([other for other in items if other != item])
+            if len(items) == 1:
+                (self.items,) = items
+            return True
+        if items != item:
+            raise KeyError(item)
+        return False
 
 
 class Index(Generic[T]):
     """Items by the filters they have.
 
-    ``examined`` counts how often a filter's law was asked; ``linear`` is the number of
-    filters that are looked at for rows that they have nothing to do with.
+    ``examined`` counts how often a filter's law was asked.
     """
 
     def __init__(self) -> None:
         self.examined = 0
-        self.linear = 0
+        self._linear: set[_Entry[T]] = set()
         self._entries: dict[bytes, _Entry[T]] = {}
         self._root = Node()
 
     def __len__(self) -> int:
         """Return the number of filters; those that are equal count once."""
         return len(self._entries)
+
+    @property
+    def linear(self) -> int:
+        """Return how many filters are looked at for rows that they have nothing to do with."""
+        return len(self._linear)
 
     @property
     def pins(self) -> int:
@@ -110,19 +112,19 @@ class Index(Generic[T]):
         """Take an item in; TooManyLinear if its filter would be one linear filter too many."""
         entry = self._entries.get(filter_.key)
         if entry is None:
-            entry = self._stored(filter_, max_linear)
-        entry.add(item)
+            self._store(filter_, item, max_linear)
+        else:
+            entry.add(item)
 
     def remove(self, filter_: Filter, item: T) -> None:
         """Forget an item; KeyError if this filter does not have it."""
         entry = self._entries[filter_.key]
-        entry.remove(item)
-        if entry.items:
+        if entry.remove(item):
             return
         del self._entries[filter_.key]
         if not self._entries:
             self._entries = {}  # an empty dictionary keeps the room that it had
-        self.linear -= entry.is_linear
+        self._linear.discard(entry)
         pin, entry.pin = entry.pin, None  # no cycle is left for the collector
         while pin is not None:
             pin.place.remove(pin)
@@ -137,10 +139,14 @@ class Index(Generic[T]):
         self.examined += len(candidates)
         for entry in candidates:
             if entry.filter.matches(row):
-                found.extend(entry.items)
+                items = entry.items
+                if isinstance(items, dict):
+                    found.extend(items)
+                else:
+                    found.append(items)
         return found
 
-    def _stored(self, filter_: Filter, max_linear: float) -> _Entry[T]:
+    def _store(self, filter_: Filter, item: T, max_linear: float) -> None:
         found = ways.ways_of(filter_)
         linear = is_linear(filter_, found)
         if linear and self.linear >= max_linear:
@@ -149,13 +155,12 @@ class Index(Generic[T]):
                 f" there are {self.linear} filters without one already",
                 field="query",
             )
-        entry: _Entry[T] = _Entry(filter_, is_linear=linear)
-        self._entries[filter_.key] = entry
-        self.linear += linear
+        entry = self._entries[filter_.key] = _Entry(filter_, item)
+        if linear:
+            self._linear.add(entry)
         for terms in found:
             entry.pin = Pin(entry, terms, entry.pin)
             self._root.put(entry.pin)
-        return entry
 
     def _candidates(self, row: Row) -> set[_Entry[T]]:
         values = Values(row)
