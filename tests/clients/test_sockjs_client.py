@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
-from syncserver.config import Limits
+from syncserver.config import Frontend, Limits
+from syncserver.doors import Door
 from syncserver.handlers.sockjs import SockJSHandler
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Service
@@ -65,47 +68,80 @@ class PageHandler(RequestHandler):
         self.finish(PAGE)
 
 
+class Node:
+    """One of the servers on the port: an echo, a farewell, and the page that tries them."""
+
+    def __init__(self, siblings: Siblings | None = None) -> None:
+        limits = Limits(max_response_bytes=20_000)  # so that streams end in between
+        self._wheel = Wheel(0.05)
+        self._siblings = siblings
+        self._registries = {
+            "/echo": ServiceRegistry([Echo("echo")], limits=limits),
+            "/farewell": ServiceRegistry([Leaves("echo")], limits=limits),
+        }
+        self._tables: list[Sessions] = []
+        self._server: HTTPServer | None = None
+        self._private: Door | None = None
+
+    def open(self, port: int = 0) -> int:
+        """Listen; return the port, which others may share."""
+        [listening] = bind_sockets(port, "127.0.0.1", reuse_port=True)
+        port = listening.getsockname()[1]
+        routes = self._routes(port)
+        self._server = HTTPServer(Application(routes, log_function=lambda _: None))
+        self._server.add_socket(listening)
+        if self._siblings is not None:
+            own = self._siblings.path(self._siblings.number)
+            door = Frontend(unix_socket=own, trusted_proxies=("unix",))
+            self._private = Door(door, routes, idle_seconds=15, max_body_bytes=2**20)
+            self._private.open()
+        return port
+
+    async def close(self) -> None:
+        """Close what was opened."""
+        for sessions in self._tables:
+            sessions.close()
+        for one in (self._server, self._private):
+            if one is not None:
+                one.stop()
+                await one.close_all_connections()
+        await until(lambda: not any(one.sockets for one in self._registries.values()))
+        self._wheel.close()
+
+    def _routes(self, port: int) -> list[Any]:
+        dist = npm.modules() / "sockjs-client" / "dist"
+        routes: list[Any] = [
+            ("/page", PageHandler),
+            ("/files/(.*)", StaticFileHandler, {"path": dist}),
+            ("/(exercise.js)", StaticFileHandler, {"path": HERE}),
+        ]
+        for prefix, registry in self._registries.items():
+            self._tables.append(Sessions(registry, Plain, self._wheel))
+            routes += SockJSHandler.get_routes(
+                registry,
+                prefix,
+                protocol=Plain,
+                allowed_origins=["http://localhost:*", "http://127.0.0.1:*"],
+                wheel=self._wheel,
+                sessions=self._tables[-1],
+                client_url=f"http://127.0.0.1:{port}/files/sockjs.min.js",
+                siblings=self._siblings,
+            )
+        return routes
+
+
 @asynccontextmanager
-async def place() -> AsyncIterator[int]:
-    """Serve an echo, a farewell and the page that tries them; give the port."""
-    wheel = Wheel(0.05)
-    limits = Limits(max_response_bytes=20_000)  # so that streams end in between
-    registries = {
-        "/echo": ServiceRegistry([Echo("echo")], limits=limits),
-        "/farewell": ServiceRegistry([Leaves("echo")], limits=limits),
-    }
-    dist = npm.modules() / "sockjs-client" / "dist"
-    routes: list[Any] = [
-        ("/page", PageHandler),
-        ("/files/(.*)", StaticFileHandler, {"path": dist}),
-        ("/(exercise.js)", StaticFileHandler, {"path": HERE}),
-    ]
-    tables = []
-    server = HTTPServer(application := Application(routes, log_function=lambda _: None))
-    server.listen(0, "127.0.0.1")
-    [listening] = server._sockets.values()
-    port: int = listening.getsockname()[1]
-    for prefix, registry in registries.items():
-        tables.append(Sessions(registry, Plain, wheel))
-        mounted = SockJSHandler.get_routes(
-            registry,
-            prefix,
-            protocol=Plain,
-            allowed_origins=["http://localhost:*", "http://127.0.0.1:*"],
-            wheel=wheel,
-            sessions=tables[-1],
-            client_url=f"http://127.0.0.1:{port}/files/sockjs.min.js",
-        )
-        application.add_handlers(".*", mounted)
+async def place(folder: Path | None = None, count: int = 1) -> AsyncIterator[int]:
+    """Give a port with so many servers on it, which have their sockets in a folder."""
+    nodes = [Node(None if folder is None else Siblings(folder, n, count)) for n in range(count)]
     try:
+        port = 0
+        for node in nodes:
+            port = node.open(port)
         yield port
     finally:
-        server.stop()
-        for sessions in tables:
-            sessions.close()
-        await server.close_all_connections()
-        await until(lambda: not any(registry.sockets for registry in registries.values()))
-        wheel.close()
+        for node in nodes:
+            await node.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,21 +156,35 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
         print("", *("".join(f"{word:20}" for word in row).rstrip() for row in rows), sep="\n")
 
 
+async def tried_in_node(port: int, transport: str) -> str:
+    """Return what Node.js finds of a transport."""
+    child = await asyncio.create_subprocess_exec(
+        "node",
+        str(HERE / "node.js"),
+        str(npm.modules()),
+        f"http://127.0.0.1:{port}",
+        transport,
+        stdout=subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(child.communicate(), SECONDS)
+    return said.decode().strip()
+
+
 @pytest.mark.seconds(90)
 @pytest.mark.parametrize("transport", IN_NODE)
 async def test_sockjs_client_in_node_works_over(transport: str) -> None:
     async with place() as port:
-        child = await asyncio.create_subprocess_exec(
-            "node",
-            str(HERE / "node.js"),
-            str(npm.modules()),
-            f"http://127.0.0.1:{port}",
-            transport,
-            stdout=subprocess.PIPE,
-        )
-        said, _ = await asyncio.wait_for(child.communicate(), SECONDS)
-        FOUND["node", transport] = said.decode().strip()
+        FOUND["node", transport] = await tried_in_node(port, transport)
         assert FOUND["node", transport] == "ok"
+
+
+@pytest.mark.seconds(90)
+@pytest.mark.parametrize("transport", IN_NODE)
+async def test_sockjs_client_works_on_several_processes_over(
+    transport: str, tmp_path: Path
+) -> None:
+    async with place(tmp_path, 3) as port:
+        assert await tried_in_node(port, transport) == "ok"
 
 
 async def tried(browser: Browser, port: int, transport: str) -> str:
