@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import tracemalloc
 from typing import Any
 
 from hypothesis import given
@@ -167,3 +169,22 @@ async def test_what_is_put_arrives_once_and_in_order_whatever_happens(
     assert not registry.sockets
     assert not registry.sessions
     wheel.close()
+
+
+async def test_a_session_that_waits_costs_a_few_kilobytes() -> None:
+    count = 500
+    registry, wheel = ServiceRegistry(limits=Limits()), Wheel()
+    sessions = Sessions(registry, Plain, wheel)
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(count):
+            assert sessions.open(f"session-{number}", None, "127.0.0.1") is not None
+        gc.collect()
+        cost = (tracemalloc.get_traced_memory()[0] - before) / count
+    finally:
+        tracemalloc.stop()
+    sessions.close()
+    wheel.close()
+    assert cost < 4096
