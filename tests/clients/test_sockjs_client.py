@@ -72,7 +72,7 @@ class Node:
     """One of the servers on the port: an echo, a farewell, and the page that tries them."""
 
     def __init__(self, siblings: Siblings | None = None) -> None:
-        limits = Limits(max_response_bytes=20_000)  # so that streams end in between
+        self._limits = limits = Limits(max_response_bytes=20_000)  # so that streams end in between
         self._wheel = Wheel(0.05)
         self._siblings = siblings
         self._registries = {
@@ -93,7 +93,7 @@ class Node:
         if self._siblings is not None:
             own = self._siblings.path(self._siblings.number)
             door = Frontend(unix_socket=own, trusted_proxies=("unix",))
-            self._private = Door(door, routes, idle_seconds=15, max_body_bytes=2**20)
+            self._private = Door(door, routes, limits=self._limits, idle_seconds=15, most=1000)
             self._private.open()
         return port
 

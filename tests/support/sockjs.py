@@ -282,7 +282,7 @@ async def site(
     if siblings is not None:
         own = siblings.path(siblings.number)
         door = Frontend(unix_socket=own, trusted_proxies=("unix",))
-        private = Door(door, routes, idle_seconds=15, max_body_bytes=2**20)
+        private = Door(door, routes, limits=given, idle_seconds=15, most=1000)
         private.open()
     place = Site(listening.getsockname()[1], echo, tables["/echo"])
     try:
