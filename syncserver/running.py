@@ -26,6 +26,8 @@ from syncserver.workers import reserved, supervise
 
 logger = logging.getLogger("syncserver.app")
 
+_FOUND = ("source", "given")  # not settings, but where they were found
+
 _COLLECTIONS = (10_000, 20, 50)
 
 
@@ -98,13 +100,14 @@ def _certificate(door: Frontend | Backend, read: Frontend | Backend) -> dict[str
 
 def differences(config: Config, read: Config) -> list[str]:
     """Return the names of settings that are not the same."""
+    doors = ("frontend", "backend")
     found = [
         f"{door}.{field.name}"
-        for door in ("frontend", "backend")
+        for door in doors
         for field in fields(getattr(config, door))
         if getattr(getattr(config, door), field.name) != getattr(getattr(read, door), field.name)
     ]
-    others = ("engine", "insecure", "limits", "log", "models", "services")
+    others = (field.name for field in fields(Config) if field.name not in {*doors, *_FOUND})
     return found + [name for name in others if getattr(config, name) != getattr(read, name)]
 
 

@@ -25,8 +25,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.support import leaks
+
 LINE = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 GUARDED = ("syncserver", "tornado", "asyncio")
+LISTENED = ("syncserver", "syncserver_client", "tornado")
 SECONDS = 30
 LEAK_GRACE_SECONDS = 0.5
 
@@ -34,6 +37,7 @@ ExpectedLog = Callable[..., AbstractContextManager[None]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    leaks.install()
     config.addinivalue_line("markers", "seconds(n): let an async test run for n seconds, not 30")
     config.addinivalue_line("markers", "core: pure code of the floors 0 to 3; all in a second")
     settings.register_profile("quick", max_examples=15, deadline=None)
@@ -106,6 +110,24 @@ def log_guard() -> Iterator[LogGuard]:
             logging.getLogger(name).removeHandler(guard)
     if guard.unannounced:
         pytest.fail("unannounced in the log:\n" + "\n".join(guard.unannounced), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def leak_guard() -> Iterator[leaks.Noted]:
+    """Fail a test whose log, at level debug, holds a key or a token that any test made."""
+    listener = leaks.Listener(leaks.NOTED)
+    before = {name: logging.getLogger(name).level for name in LISTENED}
+    for name in LISTENED:
+        logging.getLogger(name).addHandler(listener)
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    try:
+        yield leaks.NOTED
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).removeHandler(listener)
+            logging.getLogger(name).setLevel(level)
+    if found := leaks.NOTED.leaks():
+        pytest.fail("a key or token in the log:\n" + "\n".join(found), pytrace=False)
 
 
 @pytest.fixture

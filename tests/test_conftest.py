@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 INNER = """
 import asyncio
 import logging
 
 import pytest
 from hypothesis import given, settings, strategies as st
+
+from syncserver.apikeys import ApiKey
 
 log = logging.getLogger("syncserver.rpc")
 
@@ -96,6 +100,11 @@ async def test_lost_exception():
 ran = []
 
 
+def test_leaking_key():
+    key = ApiKey.of("a-Key_that.is-long-enough-for-use")
+    logging.getLogger("syncserver.x").debug("took %s", key.secret.reveal().decode())
+
+
 @settings(max_examples=3)
 @given(number=st.integers())
 async def test_law(number):
@@ -126,7 +135,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copy(Path(__file__).with_name("conftest.py"), folder)
     (folder / "test_inner.py").write_text(INNER, "utf-8")
     command = [sys.executable, "-m", "pytest", "-rA", "--tb=short", "-p", "no:cacheprovider"]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     return run.stdout
 
 
@@ -146,6 +158,7 @@ def test_what_is_in_order_passes(report: str, name: str) -> None:
         ("FAILED", "test_async_fails", "assert False"),
         ("FAILED", "test_leaked_task", "name='forgotten'"),
         ("FAILED", "test_too_long", "TimeoutError"),
+        ("ERROR", "test_leaking_key", "took a-Key_that.is-long-enough-for-use"),
         ("ERROR", "test_lost_exception", "Task exception was never retrieved"),
     ],
 )
@@ -164,6 +177,7 @@ def test_with_ci_a_skipped_test_fails_the_run(tmp_path: Path) -> None:
 
     def exit_code(**environment: str) -> int:
         kept = {name: value for name, value in os.environ.items() if name != "CI"}
+        kept["PYTHONPATH"] = str(ROOT)
         return subprocess.run(
             command, cwd=tmp_path, env=kept | environment, capture_output=True, check=False
         ).returncode

@@ -417,12 +417,14 @@ def request(command: str, params: Any, call_id: Any = None) -> Request:
     return Request(Calculator(), Nobody(), Command("calc", command, params, call_id))
 
 
-def test_a_request_shows_what_was_called() -> None:
+def test_a_request_shows_what_was_called(caplog: pytest.LogCaptureFixture) -> None:
     req = request("sum", {"b": 2, "a": 1}, 7)
     assert (req.command, req.call_id, dict(req.params)) == ("sum", 7, {"a": 1, "b": 2})
     assert req.service.name == "calc"
     assert not req.resolved
-    assert not req.debug
+    for level, debug in ((logging.INFO, False), (logging.DEBUG, True)):
+        with caplog.at_level(level, "syncserver.rpc"):
+            assert req.debug is debug
 
 
 def test_s10_a_call_is_shown_on_one_line_of_bounded_length() -> None:

@@ -143,6 +143,14 @@ class EventsHandler(RequestHandler):
         else:
             logger.error("A stream failed", exc_info=value)
 
+    def _log(self) -> None:
+        """Log the request without its query, which names a stream and is a secret.
+
+        Tornado calls it; an application of one's own would have the whole address logged.
+        """
+        request = self.request
+        logger.debug("%s %s %s", self.get_status(), request.method, request.path)
+
     def _open(self, name: str, reserved: Reserved) -> EventStream:
         self._registry.sockets += 1
         stream = EventStream(

@@ -28,6 +28,7 @@ from syncserver.engines.base import Engine
 from syncserver.registry import ServiceRegistry
 from syncserver.server import Server
 from syncserver.services.base import Service
+from tests.support.leaks import NOTED
 
 KEY = "the-key-of-the-tests-is-long-enough"
 SECONDS = 5.0
@@ -94,6 +95,7 @@ class Peer:
 
     def begin_call(self, service: str, command: str, **params: Any) -> str:
         """Send a call and return its id."""
+        NOTED.note(params.get("token"))
         call_id = f"call {next(self._numbers)}"
         self.send(service, {"command": command, "params": params, "callId": call_id})
         return call_id
@@ -315,3 +317,4 @@ async def process(
         if child.returncode is None:
             child.kill()
             await running.ended()
+        NOTED.hear("\n".join([*running.lines, running.log]))
