@@ -72,6 +72,7 @@ class Backend:
     trusted_proxies: tuple[str, ...] = ()
     tls_cert: str | None = None
     tls_key: str | None = None
+    metrics_need_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

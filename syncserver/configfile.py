@@ -147,7 +147,11 @@ def _backend(
     table: Table, frontend: Frontend, environ: Mapping[str, str], directory: Path
 ) -> Backend:
     backend = read_door(table, Backend(), directory)
-    backend = replace(backend, on_frontend=table.get("on_frontend", bool, False))
+    backend = replace(
+        backend,
+        on_frontend=table.get("on_frontend", bool, False),
+        metrics_need_key=table.get("metrics_need_key", bool, False),
+    )
     check_apart(table, frontend, backend)
     if "api_keys" not in table.content:
         return backend

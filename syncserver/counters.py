@@ -105,9 +105,11 @@ class Activity:
     """What one service did; results are ``ok`` or the code of an error.
 
     ``published`` are batches or messages that this process was given, ``deltas`` those that came
-    from the log, whoever published them; ``deliveries`` are frames put in outboxes.
+    from the log, whoever published them; ``deliveries`` are frames put in outboxes. Only with
+    ``has_grants`` are there tokens, to be made, acquired and resumed.
     """
 
+    has_grants: bool = False
     publishes: Tally = field(default_factory=Tally)
     published_deltas: int = 0
     publish_seconds: Histogram = field(default_factory=Histogram)

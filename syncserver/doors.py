@@ -110,6 +110,7 @@ class Door:
         )
         self._place = place
         self._acceptors: list[Acceptor] = []
+        self.accepted = 0
         self.port = 0
 
     def open(self) -> None:
@@ -158,7 +159,9 @@ class Door:
         counted = self.gate.admit(connection, address)
         if counted is None:
             refuse(connection, secure=self._tls is not None)
-        elif self._tls is None:
+            return
+        self.accepted += 1
+        if self._tls is None:
             self._server.handle_stream(IOStream(counted), address)
         else:
             try:

@@ -25,6 +25,7 @@ from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
+from syncserver.metrics import Metrics
 from syncserver.pressure import relieve
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
@@ -88,6 +89,8 @@ class Server:
         self._doors: dict[str, Door] = {}
         self._sessions: list[Sessions] = []
         self.frontend_port = self.backend_port = 0
+        engine_name = config.engine.partition(":")[0] if engine else "own"
+        self.metrics = Metrics(registries, engine_name, self._doors, siblings)
 
     async def start(self) -> None:
         """Get the services ready and open both doors; OSError if an address is taken."""
@@ -102,8 +105,9 @@ class Server:
             place = Frontend(
                 unix_socket=private, unix_socket_mode="0600", trusted_proxies=("unix",)
             )
+            private_routes = [*routes, self.metrics.private_route()]
             self._doors["siblings"] = self._open(
-                "siblings", place, routes, header_seconds, of_browsers
+                "siblings", place, private_routes, header_seconds, of_browsers
             )
         if backend.on_frontend:
             routes = routes + self._backend_routes()
@@ -119,6 +123,7 @@ class Server:
         self.frontend_port = self._doors["frontend"].port
         self.backend_port = self._doors["backend"].port
         self._relieve()
+        self.metrics.start()
 
     def renew(self, config: Config) -> None:
         """Take keys, origins and certificates of other settings, for whoever comes from now on."""
@@ -157,6 +162,7 @@ class Server:
         if self._engine is not None:
             await self._engine.close()
         self._wheel.close()
+        self.metrics.stop()
 
     async def not_ready(self) -> list[str]:
         """Return why the daemon should get no new work; nothing if it should."""
@@ -261,8 +267,11 @@ class Server:
         )
 
     def _backend_routes(self) -> list[Any]:
+        backend = self.config.backend
+        needs_key = backend.metrics_need_key or backend.on_frontend
         return [
             BackendHTTPHandler.get_route(self.backend, "/backend", keys=self._keys),
+            self.metrics.route(self._keys if needs_key else None),
             ("/live", HealthHandler, {"check": self.not_alive}),
             ("/ready", HealthHandler, {"check": self.not_ready}),
         ]

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from syncserver import cli
 from syncserver.config import Backend, Config
 from syncserver.errors import CloseCode, RefetchReason
+from syncserver.measures import METRICS, PREFIX
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -178,6 +179,16 @@ def test_the_reference_says_which_close_codes_nobody_sends_yet() -> None:
 def test_every_reason_to_fetch_again_is_in_the_reference() -> None:
     reasons = page("wire.rst").partition("Reasons:")[2].partition(".")[0]
     assert set(re.findall("``([a-z_]+)``", reasons)) == {reason.value for reason in RefetchReason}
+
+
+def test_every_metric_is_in_the_reference_with_its_kind_and_labels() -> None:
+    said = terms(page("metrics.rst"))
+    assert set(said) == {PREFIX + name for name in METRICS}
+    for name, metric in METRICS.items():
+        text = said[PREFIX + name]
+        assert text.lower().startswith(metric.kind), name
+        missing = [label for label in metric.labels if f"``{label}``" not in text]
+        assert not missing, (name, missing)
 
 
 def test_error_codes_are_found_wherever_they_stand() -> None:

@@ -1,6 +1,7 @@
 """A file of the package imports only from the floors below it.
 
-Tornado is met on floor 8 and above, redis in its engine's files alone.
+Tornado is met on floor 8 and above, redis in its engine's files and prometheus_client in
+``exposition`` alone.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "client",
         "flusher",
         "gate",
+        "looplag",
         "pressure",
         "session",
         "stream",
@@ -55,7 +57,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("services/",),
     ("registry",),
     ("handlers/",),
-    ("doors", "server", "workers", "app", "running"),
+    ("measures", "exposition", "metrics", "doors", "server", "workers", "app", "running"),
     ("commands/",),
     ("cli", "__main__"),
 )
@@ -162,7 +164,12 @@ STANDS_ON = {
     ("engines.sqlite_store", "engines.sqlite_file"),
     ("engines.sqlite_store", "engines.sqlite_grants"),
     ("engines.sqlite_reader", "engines.sqlite_file"),
+    ("exposition", "measures"),
+    ("measures", "doors"),
+    ("metrics", "doors"),
+    ("metrics", "measures"),
     ("server", "doors"),
+    ("server", "metrics"),
     ("app", "doors"),
     ("app", "server"),
     ("running", "doors"),
@@ -176,6 +183,7 @@ STANDS_ON = {
 FOREIGN = {
     "tornado": lambda module: floor_of(module) >= 8,
     "redis": lambda module: re.fullmatch(r"engines\.redis(_[a-z]+)?", module) is not None,
+    "prometheus_client": lambda module: module == "exposition",
 }
 
 
@@ -298,6 +306,7 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
         ("dealers/base.py", "if TYPE_CHECKING:\n    import tornado", "tornado"),
         ("handlers/websocket.py", "import redis", "redis"),
         ("engines/memory.py", "import redis", "redis"),
+        ("views.py", "import prometheus_client.core", "prometheus_client"),
         ("stray.py", "", "on no floor"),
         ("delta.py", "from syncserver import views as v", "syncserver.views"),
     ],

@@ -48,11 +48,11 @@ class Siblings:
     def __init__(self, folder: str | Path, number: int, count: int) -> None:
         self.number = number
         self._folder = Path(folder)
-        self._count = count
+        self.count = count
 
     def owner(self, session_id: str) -> int:
         """Return the number of the process that has a session, or would have it."""
-        return zlib.crc32(session_id.encode("utf-8", "surrogatepass")) % self._count
+        return zlib.crc32(session_id.encode("utf-8", "surrogatepass")) % self.count
 
     def path(self, number: int) -> str:
         """Return the path of the private socket of a process."""

@@ -54,7 +54,7 @@ class DataSyncService(RPCService):
         super().__init__(name)
         self.limits = limits or Limits()
         self.engine: Engine = engine or MemoryEngine(self.limits)
-        self.activity: Activity = Activity()
+        self.activity: Activity = Activity(has_grants=True)
         self.views = Views()
         reorder = Reorder(
             key_of or _id, seconds=self.limits.reorder_seconds, max_bytes=self.limits.tail_bytes
