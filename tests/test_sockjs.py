@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from syncserver.addresses import Addresses
+from syncserver.config import Limits
 from syncserver.handlers import sockjs_framing as framing
 from syncserver.protocols.base import Frame
 from tests.support.daemon import SECONDS, Daemon, serving, settings, until
@@ -189,6 +191,7 @@ async def test_so_many_sessions_may_poll_and_no_more() -> None:
         assert [await place.poll(path) for path in paths[:2]] == [OPEN, OPEN]
         answer = await place.post(f"{paths[2]}/xhr")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert place.registry.traffic.refused["connections"] == 1
         assert await read(await place.websocket(f"{paths[2]}/websocket")) == "o"
         await until(lambda: not len(place.sessions))
         assert await place.poll(paths[2]) == OPEN
@@ -293,6 +296,17 @@ async def test_pages_of_other_origins_are_refused_and_may_read_nothing(
                 assert answer.status == 403, headers
                 assert not [name for name in answer.headers if name.startswith("Access-Control")]
         assert not len(place.sessions)
+        assert place.registry.traffic.refused["origin"] == 2 * len(FOREIGN)
+
+
+async def test_one_address_may_open_so_many_sessions() -> None:
+    async with site() as place:
+        place.registry.addresses = Addresses(Limits(max_connections_per_address=2))
+        paths = [place.session() for _ in range(3)]
+        assert [await place.poll(path) for path in paths[:2]] == [OPEN, OPEN]
+        answer = await place.post(f"{paths[2]}/xhr")
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        assert place.registry.traffic.refused["address"] == 1
 
 
 @pytest.mark.parametrize("origin", ["https://good.example", "http://localhost:8000"])

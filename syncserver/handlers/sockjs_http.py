@@ -75,6 +75,7 @@ class SockJSRequest(RequestHandler):
             self.set_status(405)
             self.finish()
         elif self.checked and not self._is_allowed():
+            self.mount.registry.traffic.refused.add("origin")
             self.refuse(403, "This origin is not allowed.")
         return None
 
@@ -98,7 +99,7 @@ class SockJSRequest(RequestHandler):
         self.set_status(status)
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.do_not_cache()
-        if status == 503:
+        if status in (429, 503):
             self.set_header("Retry-After", "1")
         self.finish(text + "\n")
 

@@ -65,12 +65,8 @@ class Receiving(SessionRequest):
         sessions = self.mount.sessions
         session = sessions.find(session_id, self.origin)
         if session is None:
-            if sessions.is_taken(session_id):
-                self.refuse(404, "No such session.")
-                return
-            session = sessions.open(session_id, self.origin, self.request.remote_ip or "")
+            session = self._opened(session_id)
         if session is None:
-            self.refuse(503, "No more sessions now.")
             return
         self._session = session
         self.set_header("Content-Type", self.content_type)
@@ -83,6 +79,19 @@ class Receiving(SessionRequest):
             session.attach(self)
             await self._ended
         self._end_response()
+
+    def _opened(self, session_id: str) -> PollingSession | None:
+        """Return a new session; None: it was refused."""
+        sessions, address = self.mount.sessions, self.request.remote_ip or ""
+        if sessions.is_taken(session_id):
+            self.refuse(404, "No such session.")
+            return None
+        reason = sessions.refusal(address)
+        if reason is None:
+            return sessions.open(session_id, self.origin, address)
+        self.mount.registry.traffic.refused.add(reason)
+        self.refuse(429 if reason == "address" else 503, "No more sessions now.")
+        return None
 
     def send(self, frame: bytes) -> bool:
         """Send a frame; False if it is still to leave."""

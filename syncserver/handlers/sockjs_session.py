@@ -264,13 +264,17 @@ class Sessions:
         """Tell whether an id stands for a session of whatever origin."""
         return session_id in self._sessions
 
-    def open(self, session_id: str, origin: str | None, address: str) -> PollingSession | None:
-        """Open a session; None if there are ``max_polling_sessions``, or the server is closing."""
+    def refusal(self, address: str) -> str | None:
+        """Return why no session may be opened for an address now, in a word; None: it may."""
+        if self._registry.draining:
+            return "draining"
+        if len(self._sessions) >= self._registry.limits.max_polling_sessions:
+            return "connections"
+        return None if self._registry.admits(address) else "address"
+
+    def open(self, session_id: str, origin: str | None, address: str) -> PollingSession:
+        """Open a session, to which nothing is against."""
         limits = self._registry.limits
-        if self._registry.draining or len(self._sessions) >= limits.max_polling_sessions:
-            return None
-        if not self._registry.admits(address):
-            return None
 
         def told() -> None:
             self._registry.sockets -= 1
