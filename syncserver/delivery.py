@@ -36,11 +36,15 @@ class Delivery:
             if not view.subscribers:
                 continue
             deliveries += len(view.subscribers)
-            frame_for = frames.of_view(view.tag, tuple(changes))
+            frame_for, known = frames.of_view(view.tag, tuple(changes)), None
             for subscription in view.subscribers:
                 session = subscription.peer.session
+                protocol = session.protocol
                 try:
-                    session.put(frame_for(session.protocol), frames.number)
+                    if protocol.__class__ is not known:  # mostly it is that of the one before
+                        frame = frame_for(protocol)
+                        known = protocol.__class__ if protocol.shared else None
+                    session.put(frame, frames.number)
                 except Exception:  # a protocol with state of its own; the others go on
                     logger.exception("A delta cannot be told to %s", session)
                     session.abort(CloseCode.INTERNAL)

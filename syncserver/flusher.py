@@ -37,8 +37,8 @@ class Flushed(Protocol):
 class Flusher:
     """Writes out the sessions that have something waiting, some in each turn of the loop.
 
-    It remembers what the runs of this round were extended by, so that sessions which are
-    put the same frames share one run. What it hands over is counted, a turn at a time.
+    It remembers what the runs of this round were last ``extended`` to, so that sessions which
+    are put the same frames share one run. What it hands over is counted, a turn at a time.
 
     :param traffic: the counts of the registry that the sessions are of.
     """
@@ -48,14 +48,7 @@ class Flusher:
         self._due: deque[Flushed] = deque()
         self._passed = 0
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
-        self._next: dict[wire.Run | None, wire.Run] = {}
-
-    def extended(self, run: wire.Run | None, frame: wire.Frame) -> wire.Run:
-        """Return ``run`` and then ``frame``; made once for sessions that ask one after another."""
-        longer = self._next.get(run)
-        if longer is None or longer.last is not frame:
-            longer = self._next[run] = wire.Run(run, frame)
-        return longer
+        self.extended: dict[wire.Run | None, wire.Run] = {}
 
     def add(self, session: Flushed) -> None:
         """Flush ``session`` in a coming turn; the session sees to it that it is added once."""
@@ -98,4 +91,4 @@ class Flusher:
         if due:
             asyncio.get_running_loop().call_soon(self._turn)
         else:
-            self._next.clear()
+            self.extended.clear()

@@ -78,7 +78,7 @@ class Joining:
             if position != self._stream.cursor:
                 await asyncio.sleep(0)
                 _look_again(subscription)
-        self._peers.settle(subscription, position)
+        self._peers.settle(subscription, self._stream.cursor)
 
     async def _read(self, position: Position) -> list[Record[entries.Value]]:
         try:

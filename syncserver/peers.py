@@ -184,8 +184,7 @@ class Peers:
 
     def tell_position(self, peer: Peer, cursor: Position) -> None:
         """Tell one peer that it has all up to ``cursor``, unless it knows or must not yet."""
-        told = peer.told
-        if told is cursor or told == cursor or peer.unsettled or not peer.resumable:
+        if peer.told is cursor or peer.unsettled or not peer.resumable:
             return
         peer.told = cursor
         session = peer.session

@@ -162,7 +162,11 @@ class Session(Client):
             self.abort(CloseCode.SLOW)
             return
         self.pending = total
-        self._outbox = self._flusher.extended(self._outbox, frame)
+        before, extended = self._outbox, self._flusher.extended
+        run = extended.get(before)
+        if run is None or run.last is not frame:
+            run = extended[before] = wire.Run(before, frame)
+        self._outbox = run
         if not self._scheduled:
             self._scheduled = True
             self._flusher.add(self)

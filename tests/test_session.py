@@ -609,7 +609,7 @@ async def test_sessions_that_are_put_the_same_frames_share_one_run() -> None:
     [shared] = {pipe.runs[0] for pipe in pipes if pipe is not pipes[2]}
     assert list(shared) == [first, second]
     assert list(pipes[2].runs[0]) == [first, other, second]
-    assert not flusher._next, "nothing is kept after the round"
+    assert not flusher.extended, "nothing is kept after the round"
 
 
 async def test_a_turn_hands_over_a_bounded_number_of_bytes() -> None:

@@ -58,7 +58,10 @@ class DirectConnection(Connection):
         if self._queue:
             self._queue.append(memoryview(data))
             return False
-        sent = _sent(plain, data)
+        try:
+            sent = plain.send(data)
+        except OSError:  # full, or broken, which is looked at when the loop says so
+            sent = 0
         if sent == len(data):
             return True
         self._queue.append(memoryview(data)[sent:])
