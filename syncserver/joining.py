@@ -56,6 +56,8 @@ class Joining:
     async def join(self, subscription: Subscription, position: Position) -> None:
         """Replay what follows ``position`` and go live.
 
+        The peer is told how far it has come, so that a cut in a long replay costs no more than
+        a chunk of it.
         Raises Refetch, TakenOver or Unavailable, or what ended the subscription meanwhile. There
         is no await between going live and the return.
         """
@@ -76,6 +78,7 @@ class Joining:
             if replayed > self._limits.resume_max_entries:
                 raise Refetch(RefetchReason.TOO_FAR)
             if position != self._stream.cursor:
+                self._peers.tell_progress(subscription, position)
                 await asyncio.sleep(0)
                 _look_again(subscription)
         self._peers.settle(subscription, self._stream.cursor)

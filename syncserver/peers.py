@@ -190,6 +190,16 @@ class Peers:
         session = peer.session
         session.put(self._position_frame(session.protocol, cursor))
 
+    def tell_progress(self, subscription: Subscription, position: Position) -> None:
+        """Tell the peer of a joining subscription how far it has come, if it has no other.
+
+        The positions of others would go back to this one.
+        """
+        peer = subscription.peer
+        if subscription.resumable and peer.resumable == 1:
+            event = PositionReached(self._service, str(position))
+            peer.session.put(Frame(peer.session.protocol.encode(event)))
+
     def tell_all(self, event: Event) -> None:
         """Tell one event to every peer."""
         for peer in self:

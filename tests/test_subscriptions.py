@@ -445,9 +445,9 @@ def check_positions(
             case "response":
                 answered.append(held[len(answered)])
                 positions.append(int(number))
-            case "position":
-                due = sum((each.counts(log) for each in answered), Counter[int]())
-                assert int(number) >= positions[-1]
+            case "position":  # of those that are live, or of the replay of the first
+                due = sum((each.counts(log) for each in answered or held[:1]), Counter[int]())
+                assert int(number) >= max(positions, default=0)
                 assert sent == +Counter({n: due[n] for n in due if n <= int(number)})
                 positions.append(int(number))
     assert len(answered) == len(held)
@@ -606,6 +606,34 @@ async def test_a_held_grant_that_is_gone_ends_its_subscription_and_no_other() ->
         assert peer.told() == ["refetch expired"]
         await node.publish(1, 2, 3)
         assert peer.told() == ["delta 1", "delta 1", "position 1"]
+
+
+@on_virtual_time
+async def test_a_long_replay_that_is_cut_goes_on_where_it_was() -> None:
+    async with running() as node:
+        token = await node.grant(1)
+        for _ in range(200):
+            await node.publish(1)
+        told = await node.peer().acquire(token)
+        places = [place for place, word in enumerate(told) if word.startswith("position")]
+        assert len(places) > 2
+        for place in places:
+            assert told[place].split()[1] == told[place - 1].split()[1], "all up to it was sent"
+        assert [word for word in told if word.startswith("delta")] == [
+            f"delta {number + 1}" for number in range(200)
+        ]
+
+
+@on_virtual_time
+async def test_a_replay_beside_a_live_subscription_tells_no_position_of_its_own() -> None:
+    async with running() as node:
+        peer, late = node.peer(), await node.grant(1)
+        await peer.acquire(await node.grant(2))
+        for _ in range(200):
+            await node.publish(1)
+        peer.told()
+        told = await peer.acquire(late)
+        assert {word.split()[0] for word in told} == {"delta", "response"}
 
 
 @on_virtual_time

@@ -761,12 +761,19 @@ export class DataSync extends RPCService {
 
   #positionCame(position) {
     if (typeof position !== "string") return this.server.complain(malformed("No position"));
-    const covered = [...this.#held.values()].map((hold) => hold.subscription)
-      .filter((subscription) => subscription.state === "live");
+    const covered = this.#covered();
     this.#apply();
     for (const subscription of covered) {
       if (subscription.state !== "ended") this.#moveTo(subscription, position);
     }
+  }
+
+  /** Those that a position is about: what is live, or a replay before anything else is. */
+  #covered() {
+    const [first] = this.#active;
+    if (first?.subscription.state === "acquiring") return [first.subscription];
+    return [...this.#held.values()].map((hold) => hold.subscription)
+      .filter((subscription) => subscription.state === "live");
   }
 
   #moveTo(subscription, position) {

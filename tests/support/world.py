@@ -295,7 +295,8 @@ class Browser:
                 assert expecting, f"a delta without a subscription: {delta}"
                 self.gathered.append(delta)
             case {"type": "position", "position": position}:
-                assert self.live_now, "a position without a subscription"
+                expecting = self.live_now or "acquire" in self.calls.values()
+                assert expecting, "a position without a subscription"
                 self.apply(position)
             case {"type": "response", "callId": call, "data": data}:
                 if self.calls.pop(call) == "acquire":

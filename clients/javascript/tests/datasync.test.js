@@ -95,6 +95,32 @@ test("a position counts for every subscription that was answered, and for no oth
   assert.deepEqual(subscriptions.map((s) => s.position), ["p2", "p2"], "an answer counts for one");
 });
 
+test("a replay that is cut goes on where it was", async () => {
+  const r = open();
+  const acquired = r.datasync.acquire("t");
+  const second = r.datasync.acquire("u");
+  r.receive(delta(1), position("p1"), delta(2));
+  assert.deepEqual(idsOf(r.tasks), [1], "vouched for");
+  const socket = r.reconnect();
+  assert.deepEqual(socket.calls.map(([, params]) => params),
+    [{ token: "t", position: "p1" }, { token: "u", position: null }]);
+  r.receive(delta(2));
+  socket.answer({ position: "p2" }, 2);
+  assert.equal((await acquired).position, "p2");
+  socket.answer({ position: "p3" }, 1);
+  assert.equal((await second).position, "p3");
+  assert.deepEqual(idsOf(r.tasks), [1, 2]);
+});
+
+test("a position that comes while the last one is left is not the next one's", async () => {
+  const r = await live("a");
+  r.subscription.cancel().catch(() => {});
+  r.datasync.acquire("b").catch(() => {});
+  r.receive(position("p9"));
+  const { calls } = r.reconnect();
+  assert.deepEqual(calls.map(([, params]) => params), [{ token: "b", position: null }]);
+});
+
 test("a token that is held already is refused here", async () => {
   const { datasync, socket } = await live("t");
   await assert.rejects(datasync.acquire("t"), { code: "already_acquired" });
