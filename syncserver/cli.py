@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         " its database: the app posts every change of a row, browsers get those that they may"
         " see.",
         epilog="Without a command it serves, with settings for trying out on this machine."
-        " 'syncserver COMMAND --help' says more about a command.",
+        " 'syncserver COMMAND --help' says more about a command. Exit codes: 0 done, 2 the command"
+        " line is wrong, 69 no port, engine or daemon to be had, 70 an error of its own, 78 the"
+        " configuration is refused; docs/reference/commands has all.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"syncserver {__version__}")

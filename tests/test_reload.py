@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import signal
 import ssl
 import sys
@@ -16,7 +18,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from tests.support import valkey
-from tests.support.daemon import KEY, DaemonProcess, call_body, process
+from tests.support.daemon import KEY, ROOT, DaemonProcess, call_body, process
 from tests.test_workers import children
 
 OTHER = "another-key-that-is-long-enough-too"
@@ -174,6 +176,30 @@ async def test_all_workers_read_again_and_so_does_one_that_comes_later(tmp_path:
             place.write(key="broken")
             await hang_up(daemon, "The settings stay as they were")
             assert await status(daemon, OTHER) == 200
+
+
+async def test_a_terminal_that_is_closed_drains_the_daemon(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    terminal, its_end = pty.openpty()
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "syncserver", "serve", "--config", str(place.path)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=its_end,
+    )
+    os.close(its_end)
+    try:
+        assert child.stdout is not None
+        async with asyncio.timeout(15):
+            while b"engine memory" not in await child.stdout.readline():
+                pass
+            os.close(terminal)
+            child.send_signal(signal.SIGHUP)
+            assert await child.wait() == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.communicate()
 
 
 async def becomes(daemon: DaemonProcess, key: str, wanted: int) -> None:

@@ -160,7 +160,9 @@ class BackendHTTPHandler(RequestHandler):
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Log what a caller did wrong in a line, and what went wrong here in full."""
-        if isinstance(value, ProtocolError | HTTPError | RPCError):
+        if isinstance(value, HTTPError) and value.status_code == 401:  # a kind of its own
+            logger.info("Refused a key from %s: %s", self.request.remote_ip, value)
+        elif isinstance(value, ProtocolError | HTTPError | RPCError):
             logger.info("Refused a call from %s: %s", self.request.remote_ip, value)
         else:
             logger.error("A call failed", exc_info=value)
