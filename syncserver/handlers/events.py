@@ -67,13 +67,8 @@ class EventsHandler(RequestHandler):
 
     def prepare(self) -> None:
         """Refuse pages of other origins, and let the browser show the answer to the others."""
-        self.set_header("Vary", "Origin")
-        self.set_header("Cache-Control", "no-store, no-transform")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        if not may_ask(self.request, self._allowed_origins):
+        if not self._say_who_may_read():
             raise HTTPError(403, "Origin not allowed")
-        if origin := self.request.headers.get("Origin"):
-            self.set_header("Access-Control-Allow-Origin", origin)
 
     def options(self, *args: str, **kwargs: str) -> None:
         """Answer the question that a browser asks before it posts JSON."""
@@ -127,6 +122,7 @@ class EventsHandler(RequestHandler):
             error = RPCError(reason, code=_CODES.get(status_code, "internal_error"))
         else:
             self.set_status(error.http_status)
+        self._say_who_may_read()  # Tornado has forgotten it
         if self.get_status() in (429, 503):
             self.set_header("Retry-After", "1")
         elif status_code == 405:
@@ -150,6 +146,16 @@ class EventsHandler(RequestHandler):
         """
         request = self.request
         logger.debug("%s %s %s", self.get_status(), request.method, request.path)
+
+    def _say_who_may_read(self) -> bool:
+        self.set_header("Vary", "Origin")
+        self.set_header("Cache-Control", "no-store, no-transform")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        if not may_ask(self.request, self._allowed_origins):
+            return False
+        if origin := self.request.headers.get("Origin"):
+            self.set_header("Access-Control-Allow-Origin", origin)
+        return True
 
     def _open(self, name: str, reserved: Reserved) -> EventStream:
         self._registry.sockets += 1

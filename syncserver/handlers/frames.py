@@ -19,6 +19,7 @@ _OPCODES = (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG)
 _TWO_BYTES, _EIGHT_BYTES = 126, 127
 _MASK_BYTES = 4
 _PIECES = 1_024
+_BEFORE_SURROGATES, _SURROGATE = 0xED, 0xA0
 _CODES_IN_CLOSE = (range(1000, 1004), range(1007, 1015), range(3000, 5000))
 
 
@@ -157,6 +158,9 @@ class _Pieces:
         if self._decoder is not None:
             try:
                 self._decoder.decode(payload, final)
+                begun = self._decoder.getstate()[0]
+                if len(begun) > 1 and begun[0] == _BEFORE_SURROGATES and begun[1] >= _SURROGATE:
+                    raise _not_utf8()  # Python waits for the third byte of what can be none
             except UnicodeDecodeError:
                 raise _not_utf8() from None
 

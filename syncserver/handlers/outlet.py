@@ -152,8 +152,13 @@ class StreamConnection(Connection):
             self._left()
 
 
-def connect(terms: Terms, remote_address: str, stream: IOStream) -> Connection:
-    """Return the connection that goes on where the handshake has left ``stream``."""
+def connect(terms: Terms, remote_address: str, stream: IOStream) -> Connection | None:
+    """Return the connection that goes on where the handshake has left ``stream``.
+
+    None: the peer was gone before it was answered.
+    """
+    if stream.closed():
+        return None
     plain, limits = stream.socket, terms.registry.limits
     with contextlib.suppress(OSError):  # the peer is gone already, or it is no TCP
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.max_send_buffer_bytes)

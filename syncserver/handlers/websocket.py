@@ -106,6 +106,8 @@ class WebSocketHandler(RequestHandler):
         upgrades = [name.strip() for name in headers.get("Connection", "").lower().split(",")]
         if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in upgrades:
             return 400
+        if self.request.version == "HTTP/1.0":
+            return 400
         if headers.get("Sec-WebSocket-Version") != _VERSION:
             return _UPGRADE_REQUIRED
         if not _is_key(headers.get("Sec-WebSocket-Key", "")):
