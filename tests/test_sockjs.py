@@ -153,7 +153,7 @@ async def test_what_was_polled_counts_no_more() -> None:
 @pytest.mark.parametrize("kind", ["xhr_streaming", "eventsource"])
 async def test_a_stream_that_is_not_read_is_cut_off_as_slow(kind: str) -> None:
     method = "POST" if kind == "xhr_streaming" else "GET"
-    async with site(disconnect_seconds=0.1, max_response_bytes=2**40) as place:
+    async with site(disconnect_seconds=0.5, max_response_bytes=2**40) as place:
         line, _ = await beheaded(place, f"{place.session()}/{kind}", method)
         while place.registry.sessions:
             put(place, b"x" * 500_000)
@@ -175,7 +175,7 @@ async def test_a_client_that_went_away_is_forgotten() -> None:
 
 
 async def test_a_closed_session_is_forgotten_even_if_it_is_asked_for_all_the_time() -> None:
-    async with site(disconnect_seconds=0.1) as place:
+    async with site(disconnect_seconds=1) as place:
         path = place.session()
         assert await place.poll(path) == OPEN
         [session] = place.registry.sessions
@@ -186,14 +186,14 @@ async def test_a_closed_session_is_forgotten_even_if_it_is_asked_for_all_the_tim
 
 
 async def test_so_many_sessions_may_poll_and_no_more() -> None:
-    async with site(max_polling_sessions=2, disconnect_seconds=0.2) as place:
+    async with site(max_polling_sessions=2) as place:
         paths = [place.session() for _ in range(3)]
         assert [await place.poll(path) for path in paths[:2]] == [OPEN, OPEN]
         answer = await place.post(f"{paths[2]}/xhr")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert place.registry.traffic.refused["connections"] == 1
         assert await read(await place.websocket(f"{paths[2]}/websocket")) == "o"
-        await until(lambda: not len(place.sessions))
+        place.sessions.close()
         assert await place.poll(paths[2]) == OPEN
 
 
@@ -240,13 +240,13 @@ async def test_a_form_with_many_fields_is_refused() -> None:
 
 
 async def test_heartbeats_come_over_every_transport() -> None:
-    async with site(ping_seconds=0.05, max_response_bytes=2**30) as place:
+    async with site(ping_seconds=0.5, max_response_bytes=2**30) as place:
         path = place.session()
         assert await place.poll(path) == OPEN
-        assert [await place.poll(path) for _ in range(2)] == [b"h\n", b"h\n"]
         stream = await place.streaming(place.session())
-        await stream.take(OPEN + b"h\nh\nh\n")
         wire = await place.websocket(f"{place.session()}/websocket")
+        assert [await place.poll(path) for _ in range(2)] == [b"h\n", b"h\n"]
+        await stream.take(OPEN + b"h\nh\n")
         assert [await read(wire) for _ in range(3)] == ["o", "h", "h"]
 
 
@@ -444,11 +444,11 @@ def call(command: str, **params: Any) -> str:
     return json.dumps({"service": "datasync", "message": message})
 
 
-async def told(place: Site, count: int) -> list[Any]:
+async def told(place: Site, count: int, path: str = PATH) -> list[Any]:
     """Poll until so many messages have come."""
     found: list[Any] = []
     while len(found) < count:
-        found += [json.loads(text)["message"] for text in json.loads((await place.poll(PATH))[1:])]
+        found += [json.loads(text)["message"] for text in json.loads((await place.poll(path))[1:])]
     return found
 
 
@@ -466,7 +466,7 @@ async def test_the_native_protocol_is_spoken_over_polling() -> None:
 
 
 async def test_after_a_broken_poll_a_new_session_resumes_where_the_old_one_was() -> None:
-    async with serving(disconnect_seconds=0.2) as daemon, polling(daemon) as place:
+    async with serving() as daemon, polling(daemon) as place:
         token = await daemon.authorize(("AllTasks", None))
         assert await place.poll(PATH) == OPEN
         await place.say(PATH, call("acquireSubscription", token=token, position=None))
@@ -479,10 +479,10 @@ async def test_after_a_broken_poll_a_new_session_resumes_where_the_old_one_was()
         await until(lambda: not daemon.frontend.sessions)
         delta = {"type": "insert", "model": "Task", "data": {"id": 1}}
         await daemon.publish(delta)
-        await until(lambda: not len(place.sessions))
-        assert await place.poll(PATH) == OPEN
-        await place.say(PATH, call("acquireSubscription", token=token, position=position))
-        found = await told(place, 2)
+        new = place.session("/ws/sockjs")
+        assert await place.poll(new) == OPEN
+        await place.say(new, call("acquireSubscription", token=token, position=position))
+        found = await told(place, 2, new)
         assert [message["type"] for message in found] == ["delta", "response"]
 
 
@@ -497,7 +497,7 @@ async def test_a_half_character_in_a_message_is_answered_and_the_session_lives()
 
 
 async def test_a_drain_sends_polling_clients_elsewhere() -> None:
-    async with serving(disconnect_seconds=0.3, drain_seconds=5) as daemon, polling(daemon) as place:
+    async with serving(disconnect_seconds=2, drain_seconds=9) as daemon, polling(daemon) as place:
         waiting = await place.line()
         idle = place.session("/ws/sockjs")
         assert await place.poll(idle) == OPEN

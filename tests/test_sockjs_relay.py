@@ -110,7 +110,7 @@ async def test_a_client_that_does_not_read_is_slow_through_another_process_too(
     tmp_path: Path, name: str
 ) -> None:
     method = "POST" if name == "xhr_streaming" else "GET"
-    limits = {"disconnect_seconds": 0.1, "max_response_bytes": 2**40, "max_outbox_bytes": 2**24}
+    limits = {"disconnect_seconds": 0.5, "max_response_bytes": 2**40, "max_outbox_bytes": 2**24}
     async with pair(tmp_path, **limits) as (first, second):
         _, answer = await beheaded(second, f"{of(0, tmp_path)}/{name}", method)
         await until(lambda: first.registry.sessions)

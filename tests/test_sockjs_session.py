@@ -169,6 +169,19 @@ async def test_what_is_put_arrives_once_and_in_order_whatever_happens(
     wheel.close()
 
 
+async def test_a_response_that_comes_as_the_session_is_forgotten_is_told_so() -> None:
+    registry, wheel = ServiceRegistry(limits=Limits()), Wheel()
+    sessions = Sessions(registry, Plain, wheel)
+    client = await opened(sessions)
+    client.polling.forget()
+    client.ask(streams=True, is_fast=True)
+    assert client.end == INTERRUPTED
+    assert client.response is not None
+    assert client.response.has_ended
+    assert not registry.sessions
+    wheel.close()
+
+
 async def test_a_session_that_waits_costs_a_few_kilobytes() -> None:
     count = 500
     registry, wheel = ServiceRegistry(limits=Limits()), Wheel()

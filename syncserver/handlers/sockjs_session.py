@@ -29,6 +29,7 @@ from syncserver.wheel import Alarm, Wheel
 
 _BUSY = framing.closing(2010, "Another connection still open")
 _INTERRUPTED = "Connection interrupted"
+_GONE = framing.closing(CloseCode.PROTOCOL_ERROR, _INTERRUPTED)
 _RETRY = '{"retry_after": 1000}'
 
 
@@ -88,7 +89,7 @@ class PollingSession:
         self._stuck: list[Run] | None = None
         self._owes = False
         self._beats = 0
-        self._is_open = False
+        self._is_open = self._is_gone = False
         self._closing: bytes | None = None
         self._is_last = False
         self._is_told = False
@@ -100,8 +101,8 @@ class PollingSession:
 
     def attach(self, receiver: Receiver) -> None:
         """Let a response have what comes; the second of two is turned away."""
-        if self._receiver is not None:
-            receiver.send(_BUSY)
+        if self._is_gone or self._receiver is not None:
+            receiver.send(_GONE if self._is_gone else _BUSY)
             receiver.end()
             return
         self._receiver = receiver
@@ -152,6 +153,7 @@ class PollingSession:
 
     def forget(self) -> None:
         """End at once what is left of the session."""
+        self._is_gone = True
         if self._alarm is not None:
             self._alarm.cancel()
         receiver, self._receiver = self._receiver, None
