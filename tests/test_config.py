@@ -259,6 +259,21 @@ def test_any_origin_may_come_where_the_file_says_insecure(tmp_path: Path, write:
     assert load(path, environ(tmp_path)).frontend.allowed_origins == ("*",)
 
 
+def test_the_script_of_the_pages_for_iframes_is_a_url(tmp_path: Path, write: Write) -> None:
+    url = "https://cdn.example/sockjs.min.js?v=1"
+    path = write(f'[frontend]\nsockjs_client_url = "{url}"')
+    assert load(path, environ(tmp_path)).frontend.sockjs_client_url == url
+    given = {"SYNCSERVER_FRONTEND__SOCKJS_CLIENT_URL": url}
+    assert load(None, environ(tmp_path) | given).frontend.sockjs_client_url == url
+
+
+@pytest.mark.parametrize("url", ["sockjs.js", "https://a/x y", "https://a/';x", "javascript:x"])
+def test_what_is_no_url_of_a_script_is_refused(tmp_path: Path, write: Write, url: str) -> None:
+    path = write(f'[frontend]\nsockjs_client_url = "{url}"')
+    with pytest.raises(ConfigError, match=r"sockjs_client_url: .* is no URL of a script"):
+        load(path, environ(tmp_path))
+
+
 def test_a_model_that_is_not_declared_has_the_default_key(tmp_path: Path, write: Write) -> None:
     config = load(write('[models.Task]\nkey = "uuid"'), environ(tmp_path))
     assert (config.model("Task").key, config.model("Comment").key) == ("uuid", "id")

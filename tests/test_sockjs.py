@@ -164,6 +164,13 @@ async def test_a_stream_that_is_not_read_is_cut_off_as_slow(kind: str) -> None:
                 pass  # the connection was cut, so this ends
 
 
+async def test_a_stream_whose_bytes_do_not_move_is_cut_off() -> None:
+    async with site(ping_seconds=0.2) as place:
+        await beheaded(place, f"{place.session()}/xhr_streaming")
+        put(place, b"x" * (16 * 1024 * 1024))
+        await until(lambda: not place.registry.sessions)
+
+
 async def test_a_client_that_went_away_is_forgotten() -> None:
     async with site(disconnect_seconds=0.1) as place:
         path = place.session()

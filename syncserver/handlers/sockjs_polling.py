@@ -120,7 +120,7 @@ class Receiving(SessionRequest):
     def abort(self) -> None:
         """Cut the connection."""
         self._stream().close()
-        self.end()
+        self.on_connection_close()
 
     def on_connection_close(self) -> None:
         """Give back what the client will not get."""
