@@ -58,12 +58,15 @@ class FrameReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._buffer = bytearray()
+        self._buffer: bytearray | None = None  # most have none, most of the time
         self._message: _Pieces | None = None
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came from the socket; then call ``next`` until it gives None."""
-        self._buffer += data
+        if self._buffer is None:
+            self._buffer = bytearray(data)
+        else:
+            self._buffer += data
 
     @property
     def is_within(self) -> bool:
@@ -81,15 +84,15 @@ class FrameReader:
     def _frame(self) -> tuple[int, bool, bytes] | None:
         """Take one whole frame from the buffer: its opcode, whether it is final, its payload."""
         buffer = self._buffer
-        if len(buffer) < 2:  # first byte and length
+        if buffer is None or len(buffer) < 2:  # first byte and length
             return None
         first, second = buffer[0], buffer[1]
         self._check(first, second)
         size, head = second & ~_MASKED, 2
         if size == _TWO_BYTES:
-            size, head = self._length(">H", 4, _TWO_BYTES)
+            size, head = _length(buffer, ">H", 4, _TWO_BYTES)
         elif size == _EIGHT_BYTES:
-            size, head = self._length(">Q", 10, 1 << 16)
+            size, head = _length(buffer, ">Q", 10, 1 << 16)
         opcode = first & _OPCODE
         so_far = self._message.size if self._message is not None and not opcode & _CONTROL else 0
         if size + so_far > self._max_bytes and not opcode & _CONTROL:
@@ -98,7 +101,10 @@ class FrameReader:
         if not head or len(buffer) < begin + size:
             return None
         payload = _unmasked(buffer[head:begin], buffer[begin : begin + size])
-        del buffer[: begin + size]
+        if len(buffer) == begin + size:
+            self._buffer = None
+        else:
+            del buffer[: begin + size]
         return opcode, bool(first & _FIN), payload
 
     def _check(self, first: int, second: int) -> None:
@@ -116,15 +122,6 @@ class FrameReader:
                 raise _broken("a control frame that is too long")
         elif (opcode == CONTINUATION) != (self._message is not None):
             raise _broken("a message inside another, or the rest of none")
-
-    def _length(self, form: str, end: int, least: int) -> tuple[int, int]:
-        """Return a longer length and where the mask begins; zeros if it is not there yet."""
-        if len(self._buffer) < end:
-            return 0, 0
-        [size] = struct.unpack(form, self._buffer[2:end])
-        if size < least:
-            raise _broken("a length that has a shorter form")
-        return size, end
 
     def _understood(self, opcode: int, final: bool, payload: bytes) -> Received | None:
         if opcode & _CONTROL:
@@ -210,6 +207,16 @@ def _unmasked(mask: bytearray, payload: bytearray) -> bytes:
     key = (mask * (size // _MASK_BYTES + 1))[:size]
     plain = int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")
     return plain.to_bytes(size, "little")
+
+
+def _length(buffer: bytearray, form: str, end: int, least: int) -> tuple[int, int]:
+    """Return a longer length and where the mask begins; zeros if it is not there yet."""
+    if len(buffer) < end:
+        return 0, 0
+    [size] = struct.unpack(form, buffer[2:end])
+    if size < least:
+        raise _broken("a length that has a shorter form")
+    return size, end
 
 
 def _decoded(payload: bytes) -> str:
