@@ -37,6 +37,18 @@ FEW_EXPRESSIONS = st.sampled_from(
     ]
 )
 
+OF_STRINGS = st.tuples(
+    st.sampled_from(["contains", "contains", "prefix", ">=", "<"]),
+    st.just("a"),
+    st.text("ab", max_size=20),
+).map(list)
+STRINGS = st.fixed_dictionaries({"a": st.text("ab", max_size=40)})
+NUMBERS = st.sampled_from([-5, -0.5, 0, 0.25, 1, 3, 7.5, 64, 100])
+BOXES = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS).map(
+    lambda ends: ["and", ["between", "a", *ends[:2]], ["between", "b", *ends[2:]]]
+)
+POINTS = st.fixed_dictionaries({"a": NUMBERS, "b": NUMBERS})
+
 
 def counted(node: Node) -> int:
     """Return how many pins are below a node; check that nothing empty is kept there."""
@@ -112,7 +124,7 @@ class AnyIndex(RuleBasedStateMachine):
             self.items[self.added] = parse(expression)
             self.index.add(self.items[self.added], self.added)
 
-    @rule(expressions=st.lists(FEW_EXPRESSIONS, max_size=30))
+    @rule(expressions=st.lists(FEW_EXPRESSIONS | OF_STRINGS | BOXES, max_size=30))
     def add_many(self, expressions: list[Any]) -> None:
         for expression in expressions:
             self.add(expression, 1)
@@ -135,7 +147,7 @@ class AnyIndex(RuleBasedStateMachine):
         with pytest.raises(KeyError):
             self.index.remove(parse(expression), 0)
 
-    @rule(row=ROWS)
+    @rule(row=ROWS | STRINGS | POINTS)
     def find(self, row: Any) -> None:
         expected = [item for item, filter_ in self.items.items() if filter_.matches(row)]
         assert sorted(self.index.find(row)) == expected
@@ -284,6 +296,17 @@ def test_what_was_kept_for_filters_is_free_at_once_without_a_collection() -> Non
 def parts() -> list[Any]:
     """Return all that any index is made of."""
     return [each for each in gc.get_objects() if isinstance(each, Pin | Bucket | Column | Node)]
+
+
+def test_filters_with_one_part_in_common_are_divided_by_what_differs() -> None:
+    index: Index[int] = Index()
+    for number in range(1_000):
+        part = "part one" if number % 2 else "part two"
+        at = ["between", "at", number, number + 1]
+        index.add(parse(["and", ["contains", "title", part], at]), number)
+    assert index.find({"title": "here is part one, there", "at": 100.5}) == []
+    assert index.find({"title": "here is part one, there", "at": 101.5}) == [101]
+    assert index.examined < 50
 
 
 def test_many_paths_that_a_row_does_not_have_cost_it_nothing() -> None:

@@ -232,7 +232,8 @@ def _left_of(terms: Way, number: int, keys: Sequence[Any]) -> Way:
     Of several keys each has a copy of the pin, so no other term with several is left: a
     way has no more pins than keys.
     """
-    rest = (*terms[:number], *rest_of(terms[number], keys), *terms[number + 1 :])
+    # More of a part comes last: those that share one are better divided by something else.
+    rest = (*terms[:number], *terms[number + 1 :], *rest_of(terms[number], keys))
     if len(keys) == 1:
         return rest
     return tuple([term for term in rest if term[0][0] != "=" or len(term[1]) == 1])
