@@ -11,7 +11,7 @@ DEMO_NEEDS := $(wildcard demos/*/requirements.txt)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL_ALL = install $(addprefix -r ,$(DEMO_NEEDS)) -e clients/python -e
 
-.PHONY: help run test lint types docs bench wheel venv clean
+.PHONY: help run test lint types docs fuzz bench wheel venv clean
 
 help:
 	@echo 'make run    the daemon and the demo app; prints the address of the page'
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint   ruff'
 	@echo 'make types  mypy'
 	@echo 'make docs   the documentation, in docs/_build/html'
+	@echo 'make fuzz   inputs at random to every parser; ARGS="--seconds 3600" for longer'
 	@echo 'make bench  syncserver beside other servers, as ratios'
 	@echo 'make wheel  build the wheels and try them in an empty environment'
 	@echo 'make venv   only set up .venv, with everything'
@@ -39,6 +40,9 @@ types: $(VENV)/.test
 docs: $(VENV)/.test
 	@$(BIN)/sphinx-build -q -W -n --keep-going docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+
+fuzz: $(VENV)/.test
+	@PYTHONPATH=.:clients/python $(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/.test
 	@$(BIN)/python -m bench $(ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import chain
@@ -34,6 +33,7 @@ from syncserver.config import (
 )
 from syncserver.configdoors import check_apart, read_door
 from syncserver.configtable import Table, settings_of, shown
+from syncserver.configtoml import parse
 from syncserver.errors import ConfigError
 from syncserver.keys import ensure_key_file, find_key_file, read_api_keys, read_key_file
 from syncserver.overrides import override
@@ -113,9 +113,9 @@ def _read(source: str) -> str:
 
 def _parsed(source: str, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not TOML: {error}") from error
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _engine(root: Table, known: Known) -> str:

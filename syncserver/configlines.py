@@ -7,9 +7,11 @@ the file is parsed once for each of its lines.
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from syncserver.configtoml import parse
+from syncserver.errors import ConfigError
 
 Path = tuple[str | int, ...]
 
@@ -28,13 +30,13 @@ def line_of(text: str, path: Path) -> int | None:
 @functools.lru_cache(maxsize=1)
 def _lines(text: str) -> Mapping[Path, int]:
     """Return where each table, key and element of a list begins."""
-    lines = text.splitlines(keepends=True)
+    lines = [line + "\n" for line in text.split("\n")]
     found: dict[Path, int] = {}
     begins = 1
     for number in range(1, min(len(lines), _MAX_LINES) + 1):
         try:
-            content = tomllib.loads("".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
+            content = parse("".join(lines[:number]))
+        except ConfigError:
             continue  # in the middle of a value of several lines
         for path in _paths(content, ()):
             found.setdefault(path, begins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 # Fields that say where something was found; no file can set them.
 _FOUND = {"source", "given", "key_file"}
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_ELEMENT = re.compile(r"([A-Za-z0-9_-]+)\[([0-9]{1,9})\]")
 _KINDS = {
     str: "a string",
     bool: "true or false",
@@ -132,9 +135,10 @@ class Table:
 def _steps(key: str) -> tuple[str | int, ...]:
     """Return a key as it is told, ``name``, ``name[0]`` or quoted, as steps into the file."""
     if key.startswith('"'):
-        return (json.loads(key),)
-    name, _, index = key.partition("[")
-    return (name, int(index.removesuffix("]"))) if index else (name,)
+        with contextlib.suppress(ValueError):  # or else it is a name that begins so
+            return (json.loads(key),)
+    found = _ELEMENT.fullmatch(key)
+    return (found[1], int(found[2])) if found else (key,)
 
 
 def _kind_of(value: object) -> str:
@@ -143,7 +147,7 @@ def _kind_of(value: object) -> str:
 
 def shown(key: str) -> str:
     """Return a key as a file would have it, on one line whatever it holds."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+(\[\d+\])?", key) else json.dumps(key)
+    return key if _PLAIN.fullmatch(key) or _ELEMENT.fullmatch(key) else json.dumps(key)
 
 
 def settings_of(settings: type) -> list[str]:

@@ -35,9 +35,22 @@ class GrantBody:
 
     @classmethod
     def decode(cls, data: bytes) -> GrantBody:
-        """Read the bytes that ``encode`` made."""
-        body = strict_json.decode_trusted(data)
-        return cls([ItemSpec(*item) for item in body["items"]], body["identity"])
+        """Read the bytes that ``encode`` made; ValueError if it made none such."""
+        try:
+            body = strict_json.decode_trusted(data)
+        except RecursionError:
+            raise ValueError("nested too deep") from None
+        match body:
+            case {"items": [*items], "identity": identity}:
+                return cls(list(map(_item, items)), identity)
+        raise ValueError("no grant")
+
+
+def _item(wire: Any) -> ItemSpec:
+    match wire:
+        case [str(dealer), query, str() | None as tag]:
+            return ItemSpec(dealer, query, tag)
+    raise ValueError("no item of a grant")
 
 
 def new_token() -> str:

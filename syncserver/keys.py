@@ -122,6 +122,8 @@ def _hashed(digits: str) -> ApiKey:
 def find_key(text: str, environ: Mapping[str, str], directory: Path) -> ApiKey:
     """Return the key that ``text`` is or names: ``env:NAME``, ``file:PATH`` from ``directory``."""
     kind, _, rest = text.partition(":")
+    if kind in {"file", "env"} and not os.fsencode(rest).decode("utf-8", "replace").isprintable():
+        raise ConfigError(f"the name after {kind}: has control characters; take them out")
     if kind == "file":
         return replace(read_key_file(directory / rest), id=text)
     if kind != "env":

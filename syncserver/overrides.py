@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from syncserver.apikeys import HASH_PREFIX
 from syncserver.config import Backend, Frontend, Limits, Log, suggest
 from syncserver.configtable import settings_of
+from syncserver.configtoml import parse
 from syncserver.errors import ConfigError
 
 _SECTIONS = {"frontend": Frontend, "backend": Backend, "limits": Limits, "log": Log}
@@ -58,7 +59,9 @@ def _from_environment(
         if setting := settable.get(variable):
             yield setting, environ[variable], variable
         elif "__" in variable:
-            raise ConfigError(f"{variable}: unknown setting; {suggest(variable, settable)}")
+            raise ConfigError(
+                f"{_printable(variable)}: unknown setting; {suggest(variable, settable)}"
+            )
 
 
 def _from_command_line(
@@ -66,7 +69,7 @@ def _from_command_line(
 ) -> Iterator[tuple[str, str, str]]:
     for assignment in assignments:
         setting, equals, text = assignment.partition("=")
-        place = f"--set {setting}"
+        place = f"--set {_printable(setting)}"
         if not equals:
             raise ConfigError(f"{place}: no value; write SECTION.KEY=VALUE")
         if setting not in settings:
@@ -78,6 +81,10 @@ def _from_command_line(
                 f"{place}: others see the command line; give a password in SYNCSERVER_ENGINE"
             )
         yield setting, text, place
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else json.dumps(name)
 
 
 def _is_no_secret(key: str) -> bool:
@@ -95,6 +102,6 @@ def _meant(text: str, key: str) -> object:
     if key in _TEXTS:
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse(f"value = {text}")["value"]
+    except ConfigError:
         return text

@@ -532,6 +532,35 @@ def test_a_broken_file_is_refused_with_the_line(tmp_path: Path, write: Write) ->
     assert "(at line 3, " in message
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a = " + "[" * 900 + "]" * 900, ": not TOML for settings: nested deeper than 32"),
+        (".".join("a" * 900) + " = 1", ": not TOML for settings: nested deeper than 32"),
+        ("[limits]\nmax_items = " + "1" * 4_301, ": not TOML: a number has too many digits"),
+        ('[services."x[y"]\n[services."x[y".z]', '[services."x[y"] z: unknown key'),
+        ("[services.'\"x']\n[services.'\"x'.z]", '[services."\\"x"] z: unknown key'),
+        ('[backend]\napi_keys = ["file:\\u0000"]', "the name after file: has control characters"),
+    ],
+)
+def test_a_file_that_is_odd_in_whatever_way_is_refused_in_one_line(
+    write: Write, text: str, what: str
+) -> None:
+    assert what in refusal(write(text), {})
+
+
+def test_a_line_ends_where_an_editor_says(write: Write) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write("# a separator: \u2028\n[limits]\nmax_item = 1\n"), {})
+    assert caught.value.line == 3
+
+
+@pytest.mark.parametrize("text", ["1" * 4_301, "[" * 900])
+def test_a_variable_that_is_odd_is_refused_in_one_line(text: str) -> None:
+    message = refusal(None, {"SYNCSERVER_LIMITS__MAX_ITEMS": text})
+    assert message == "SYNCSERVER_LIMITS__MAX_ITEMS: must be a whole number, not a string"
+
+
 def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path, write: Write) -> None:
     path = write("")
     Path(path).write_bytes(b"a = 1\n\n# \xe4\n")

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "configfile",
         "configlines",
         "configtable",
+        "configtoml",
         "keys",
         "overrides",
     ),
@@ -77,6 +78,9 @@ STANDS_ON = {
     ("configfile", "overrides"),  # after the environment was laid over it
     ("configtable", "config"),
     ("configtable", "configlines"),
+    ("configfile", "configtoml"),
+    ("configlines", "configtoml"),
+    ("overrides", "configtoml"),
     ("overrides", "apikeys"),
     ("overrides", "config"),
     ("overrides", "configtable"),

@@ -323,6 +323,21 @@ async def test_what_is_no_json_is_answered_and_the_connection_lives(text: str | 
         assert await is_silent(peer)
 
 
+@pytest.mark.parametrize("depth", [61, 62, 63])
+async def test_a_ping_is_answered_however_deep_its_data_is(depth: int) -> None:
+    async with rohrpost() as daemon:
+        peer = await connected(daemon)
+        data: Any = "x"
+        for _ in range(depth):
+            data = [data]
+        answer = await ask(peer, id=1, type="ping", data=data)
+        if depth == 63:  # the answer would be a level deeper than JSON may be here
+            assert answer["error"] == "The data of a ping is nested too deep."
+        else:
+            assert answer == {"id": 1, "type": "pong", "data": {"data": data}}
+        assert await is_silent(peer)
+
+
 @pytest.mark.core
 def test_a_large_ping_gives_an_answer_of_its_size() -> None:
     text = json.dumps({"id": 1, "type": "ping", "data": "x" * 60_000})

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -138,9 +138,7 @@ class RedisEngine(Engine):
         for part in parts:
             keys = [self._grant(token) for token in part]
             answer = await self._calls.call(RENEW, keys, milliseconds(seconds))
-            if not isinstance(answer, list):
-                raise Unavailable(_STRANGE)
-            gone += [part[number] for number in answer]
+            gone += _gone(answer, part)
         return gone
 
     async def release_grant(self, token: str, take: int, seconds: float) -> None:
@@ -211,6 +209,14 @@ def _position(text: Any) -> Position:
         raise Unavailable(_STRANGE) from None
 
 
+def _gone(answer: Any, tokens: Sequence[str]) -> list[str]:
+    """Return the tokens whose numbers Redis answers."""
+    match answer:
+        case [*numbers] if all(type(one) is int and 0 <= one < len(tokens) for one in numbers):
+            return [tokens[one] for one in numbers]
+    raise Unavailable(_STRANGE)
+
+
 def _taken(answer: Any) -> Taken:
     match answer:
         case b"missing":
@@ -219,6 +225,7 @@ def _taken(answer: Any) -> Taken:
             raise GrantRevoked
         case b"held":
             raise GrantHeld
-        case [stream, position, body, take]:
-            return Taken(Grant(unquote(stream.decode()), _position(position), body), take)
+        case [bytes(stream), position, bytes(body), int(take)]:
+            name = unquote(stream.decode("utf-8", "replace"))
+            return Taken(Grant(name, _position(position), body), take)
     raise Unavailable(_STRANGE)

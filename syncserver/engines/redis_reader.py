@@ -251,8 +251,8 @@ def contradicts(entries: Sequence[Entry], due: Position) -> bool:
 def chained(last: Position, raw: Sequence[Any]) -> tuple[list[Entry], RefetchReason | None]:
     """Return the entries that follow ``last`` one by one, and why there are no more of them."""
     entries: list[Entry] = []
-    for id_, fields in raw:
-        entry = _entry(id_, fields)
+    for one in raw:
+        entry = _entry(one)
         if entry is None:
             return entries, RefetchReason.FORK  # not written by us
         position = entry.position
@@ -267,9 +267,9 @@ def chained(last: Position, raw: Sequence[Any]) -> tuple[list[Entry], RefetchRea
     return entries, None
 
 
-def _entry(id_: bytes, fields: Sequence[bytes]) -> Entry | None:
-    match fields:
-        case [b"h", header, b"d", data]:
+def _entry(raw: Any) -> Entry | None:
+    match raw:
+        case [bytes(id_), [b"h", bytes(header), b"d", bytes(data)]]:
             pass
         case _:
             return None

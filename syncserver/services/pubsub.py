@@ -219,6 +219,6 @@ class PubSubBackend(RPCService):
 def _decode(data: bytes) -> _Published | None:
     try:
         return _Published(**strict_json.decode_trusted(data))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         logger.exception("An entry of %s bytes is not one of ours", len(data))
         return None

@@ -1,0 +1,223 @@
+"""The parsers of what the operator writes: files, variables, flags, keys, addresses, origins."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from syncserver import app, keys
+from syncserver.apikeys import ApiKey, KeyRing
+from syncserver.config import Config, check_engine, check_origin, check_script_url
+from syncserver.configdoors import check_proxy
+from syncserver.configfile import load
+from syncserver.engines.redis import RedisEngine
+from syncserver.errors import ConfigError
+from syncserver.handlers.base import origin_allowed
+from syncserver.handlers.proxied import Proxies, parse_address
+from tests.fuzz.mutation import bytes_like, json_like
+from tests.fuzz.parsers import texts
+from tests.fuzz.target import Target
+
+_KEY = "k" * 40
+_KNOWN = app.KNOWN
+
+
+@cache
+def _directory() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="syncserver-fuzz-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    (path / "key").write_text(_KEY + "\n")
+    (path / "key").chmod(0o600)
+    return path
+
+
+def _refused(error: ConfigError) -> str:
+    """Every refusal is a line, with the line where it stands."""
+    for one in (error, *error.others):
+        assert str(one)
+        assert "\n" not in one.located(), "a refusal of several lines"
+    return "\n".join(one.located() for one in (error, *error.others))
+
+
+def _loaded(path: str | None, environ: dict[str, str], assignments: list[str]) -> str:
+    environ = {"HOME": str(_directory()), "A_KEY": _KEY, **environ}
+    try:
+        config = load(path, environ, _KNOWN, assignments=assignments, make_key=False)
+    except ConfigError as error:
+        return _refused(error)
+    assert isinstance(config, Config)
+    assert "secret@" not in config.shown_engine
+    assert _KEY not in repr(config)
+    app.engine_class(config)
+    return repr(config)
+
+
+def check_config(data: bytes) -> str:
+    """Any file is refused with ConfigError, or is settings."""
+    path = _directory() / "fuzz.toml"
+    path.write_bytes(data)
+    return _loaded(str(path), {}, [])
+
+
+def check_overrides(data: bytes) -> str:
+    """Any variables and flags are refused with ConfigError, or are settings."""
+    try:
+        environ, assignments = json.loads(data)
+        given = {f"SYNCSERVER_{name}": _text(value) for name, value in environ.items()}
+        flags = [_text(one) for one in assignments]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        given, flags = {}, [data.decode("utf-8", "surrogateescape")]
+    for name in ("SYNCSERVER_CONFIG", "SYNCSERVER_STATE_DIR"):
+        given.pop(name, None)
+    return _loaded(None, given, flags)
+
+
+def _text(value: Any) -> str:
+    """Return what the system can have in a variable: any bytes but zeros."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    raw = text.encode("utf-8", "surrogatepass").replace(b"\0", b"")
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def check_engine_url(data: bytes) -> str:
+    """Any engine is refused with ConfigError, or can be made."""
+    text = data.decode("utf-8", "replace")
+    try:
+        check_engine(text, _KNOWN)
+    except ConfigError as error:
+        _refused(error)
+    try:
+        RedisEngine(None, text)
+    except ConfigError as error:
+        return _refused(error)
+    shown = Config(engine=text).shown_engine
+    assert "secret" not in shown or "secret" not in text.partition("://")[2].rpartition("@")[0]
+    return shown
+
+
+def check_key(data: bytes) -> str:
+    """Any text is refused with ConfigError, or is a key that is found and not shown."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        key = keys.find_key(text, {"A_KEY": _KEY, "": "short"}, _directory())
+    except ConfigError as error:
+        assert text not in str(error) or len(text) < 32 or text.startswith(("env:", "file:"))
+        return _refused(error)
+    assert isinstance(key, ApiKey)
+    assert _KEY not in repr(key)
+    ring = KeyRing([key])
+    if key.secret is not None:
+        assert ring.find(key.secret.reveal()) is key
+    assert ring.find(data + b"x") is None
+    return repr(key)
+
+
+_ALLOWED = ["https://app.example.org", "http://localhost:*", "http://[::1]:*", "https://a.b:8443"]
+_PROXIES = Proxies(["10.0.0.0/8", "::1", "unix"])
+
+
+def check_address(data: bytes) -> str:
+    """Origins, proxies and addresses: refused with ConfigError, or as they are compared."""
+    text = data.decode("latin-1")
+    found: list[Any] = [origin_allowed(text, _ALLOWED), str(parse_address(text))]
+    assert not origin_allowed(text, [])
+    client = _PROXIES.client_of(text.split("\n"))
+    assert client is None or str(parse_address(client)) == client
+    for check in (check_origin, check_proxy, check_script_url):
+        try:
+            meant = check(text)
+        except ConfigError as error:
+            _refused(error)
+            continue
+        assert check(meant) == meant
+        if check is check_origin and "[" not in meant:  # not each is the address of anybody
+            assert origin_allowed(meant.replace(":*", ":1"), [meant])
+        found.append(meant)
+    return repr((client, found))
+
+
+FILES = [
+    b"""engine = "redis://u:secret@h:1/0?prefix=p"
+[frontend]
+port = 5800
+allowed_origins = ["https://app.example.org", "http://localhost:*"]
+trusted_proxies = ["10.0.0.0/8", "unix"]
+[limits]
+max_items = 64
+grant_seconds = 1.5
+""",
+    b"""[backend]
+address = "127.0.0.1"
+api_keys = [
+ "env:A_KEY",
+ "file:key",
+ { id = "a", key = "sha256:%s", operations = ["publish"], expires = 2030-01-01 },
+]
+[log]
+level = "info"
+"""
+    % (b"0f" * 32),
+    b"""[services.datasync]
+type = "datasync"
+[services.datasync.dealers."All Tasks"]
+type = "keyed"
+model = "Task"
+key = "id"
+[services.chat]
+type = "pubsub"
+client_publish = true
+[models.Task]
+key = "id"
+""",
+    b"""insecure = true
+frontend.unix_socket = "s"
+frontend.unix_socket_mode = "0660"
+frontend.sockjs_client_url = "https://h/s.js"
+backend.on_frontend = true
+protocols.rohrpost.path = "/r"
+protocols.native = {}
+""",
+    b"",
+]
+OVERRIDES = texts(
+    [
+        [{"FRONTEND__PORT": "1", "LIMITS__MAX_ITEMS": "0x10"}, ["frontend.port=2"]],
+        [{"BACKEND__API_KEYS": "env:A_KEY, x"}, ["backend.api_keys=env:A_KEY,file:key"]],
+        [{"ENGINE": "redis://:secret@h"}, ["engine=sqlite:///x", "insecure=true"]],
+        [{"FRONTEND__ALLOWED_ORIGINS": "http://a,*"}, ["log.level=info", "limits.max_items=[1]"]],
+        [{"FRONTEND__UNIX_SOCKET": "/x"}, ["frontend.trusted_proxies=unix,::1"]],
+    ]
+)
+ENGINES = [
+    b"memory",
+    b"redis://user:secret@h:6379/1?prefix=p&timeout_seconds=1.5&ssl_cert_reqs=none",
+    b"rediss://[::1]:6379?db=3&ssl_ca_certs=/x",
+    b"unix:///run/redis.sock?db=2",
+    b"sqlite:///var/lib/x.db",
+]
+KEYS = [_KEY.encode(), b"env:A_KEY", b"env:", b"file:key", b"file:/", b"sha256:" + b"0f" * 32]
+ADDRESSES = [
+    b"https://app.example.org",
+    b"http://localhost:8000",
+    b"HTTP://[::1]:*",
+    b"null",
+    b"10.1.2.3, ::ffff:10.0.0.1, 192.0.2.1",
+    b"10.0.0.0/8",
+    b"fe80::1%eth0",
+    b"https://cdn.example.org/sockjs.min.js",
+]
+_TOML = [b"[", b"]]\n", b" = ", b'"""', b"'", b"\\u0000", b"[a.b]\n", b"2030-13-01", b"inf", b"nan"]
+_TOML += [b'["x[y"]\n', b"['\"x']\n", b"[" * 900, b'"file:\\u0000"', b"1" * 5_000]
+
+TARGETS = [
+    Target("config", FILES, bytes_like(FILES, _TOML), check_config, 3_000),
+    Target("overrides", OVERRIDES, json_like(OVERRIDES), check_overrides, 6_000),
+    Target("engines", ENGINES, bytes_like(ENGINES), check_engine_url, 5_000),
+    Target("keys", KEYS, bytes_like(KEYS), check_key, 10_000),
+    Target("addresses", ADDRESSES, bytes_like(ADDRESSES), check_address, 10_000),
+]
