@@ -134,3 +134,4 @@ class Standing:
     offset: int
     tail_bytes: int
     stale: bool
+    waiting_grants: int | None = None

@@ -38,7 +38,8 @@ class Flusher:
     """Writes out the sessions that have something waiting, some in each turn of the loop.
 
     It remembers what the runs of this round were last ``extended`` to, so that sessions which
-    are put the same frames share one run. What it hands over is counted, a turn at a time.
+    are put the same frames share one run. What it hands over is counted,
+    at once for neighbours that are handed the same.
 
     :param traffic: the counts of the registry that the sessions are of.
     """
@@ -65,26 +66,23 @@ class Flusher:
 
     def _turn(self) -> None:
         due, left = self._due, _BYTES_PER_TURN
-        passed = writes = frames = size = 0
-        for _ in range(min(len(due), _FLUSHED_PER_TURN)):
+        passed = same = 0
+        last: wire.Run | None = None
+        for passed in range(1, min(len(due), _FLUSHED_PER_TURN) + 1):  # noqa: B007  # used below
             session = due.popleft()
-            passed += 1
             left -= session.pending
             try:
                 run = session.flush()
-                if run is not None:
-                    writes += 1
-                    frames += run.text_count
-                    size += run.size
+                if run is not last:
+                    self._count(last, same)
+                    last, same = run, 0
+                same += 1
             except Exception:
                 logger.exception("Cannot write to %s", session)
                 session.abort(CloseCode.INTERNAL)
             if left < 0:
                 break
-        traffic = self.traffic
-        traffic.writes += writes
-        traffic.frames += frames
-        traffic.sent_bytes += size - frames * wire.TEXT_OVERHEAD_BYTES
+        self._count(last, same)
         self._passed += passed
         while self._after and self._after[0][0] <= self._passed:
             self._after.popleft()[1]()
@@ -92,3 +90,12 @@ class Flusher:
             asyncio.get_running_loop().call_soon(self._turn)
         else:
             self.extended.clear()
+
+    def _count(self, run: wire.Run | None, times: int) -> None:
+        """Count neighbours that were handed the same."""
+        if run is None:
+            return
+        traffic, frames = self.traffic, times * run.text_count
+        traffic.writes += times
+        traffic.frames += frames
+        traffic.sent_bytes += times * run.size - frames * wire.TEXT_OVERHEAD_BYTES

@@ -102,6 +102,7 @@ METRICS: Mapping[str, Metric] = {
         "histogram", "From before an append to all frames of it being handed to sockets", _SERVICE
     ),
     "grants_made_total": Metric("counter", "Tokens that were given out", _SERVICE),
+    "grants_waiting": Metric("gauge", "Tokens that nobody has acquired yet", _SERVICE),
     "acquires_total": Metric("counter", "First acquires", ("service", "result")),
     "resumes_total": Metric("counter", "Acquires with a position", ("service", "result")),
     "refetches_total": Metric(
@@ -221,6 +222,8 @@ def _standing(of: dict[str, str], standing: Standing) -> Iterator[Sample]:
     yield Sample("stream_offset", of, standing.offset)
     yield Sample("tail_bytes", of, standing.tail_bytes)
     yield Sample("engine_stale", of, standing.stale)
+    if standing.waiting_grants is not None:
+        yield Sample("grants_waiting", of, standing.waiting_grants)
 
 
 def _known(tally: Tally, labels: Iterable[str]) -> Iterator[tuple[str, int]]:

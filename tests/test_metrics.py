@@ -90,6 +90,7 @@ async def traffic(daemon: Daemon) -> None:
     await daemon._client.fetch(url, raise_error=False)
     other = await daemon.connect()
     await other.close()
+    await daemon.authorize(("AllTasks", None))  # which nobody acquires
     lag = daemon.frontend.registered_services["datasync"].activity
     assert lag is not None
     await until(lambda: bool(lag.lag_seconds.cumulative()[-1]))
@@ -130,6 +131,7 @@ async def test_a_scrape_says_what_happened() -> None:
     assert value(found, "subscriptions", service="pubsub") == 1
     assert value(found, "stream_offset", service="datasync") == 1
     assert value(found, "engine_stale", service="datasync") == 0
+    assert value(found, "grants_waiting", service="datasync") == 1
     assert value(found, "outbox_bytes") == 0
     assert value(found, "build_info", engine="memory") == 1
     assert 0 < value(found, "open_fds") < value(found, "max_fds")

@@ -103,6 +103,10 @@ class Engine(ABC):
         the data is the same, else IdempotencyConflict.
         """
 
+    def waiting_grants(self) -> int | None:
+        """Return how many grants nobody has acquired yet; None if the store would be asked."""
+        return None
+
     @abstractmethod
     async def head(self, stream: str) -> Position:
         """Return the position of the last entry; a stream that is not there begins."""

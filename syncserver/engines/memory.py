@@ -53,6 +53,9 @@ class MemoryEngine(Engine):
         self._deadlines: list[tuple[float, str]] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
+    def waiting_grants(self) -> int:
+        return len(self._waiting)
+
     async def append(
         self, stream: str, data: bytes, *, idempotency_key: str | None = None
     ) -> Position:

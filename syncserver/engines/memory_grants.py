@@ -31,6 +31,9 @@ class Waiting:
         self._sizes: dict[str, int] = {}
         self._bytes = 0
 
+    def __len__(self) -> int:
+        return len(self._sizes)
+
     def add(self, token: str, grant: Grant) -> None:
         """Count one more; TooManyGrants if there are as many as may be."""
         self.discard(token)

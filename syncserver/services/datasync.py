@@ -131,6 +131,7 @@ class DataSyncService(RPCService):
             offset=stream.cursor.offset,
             tail_bytes=stream.tail_size,
             stale=stream.stale,
+            waiting_grants=self.engine.waiting_grants(),
         )
 
     async def open(self) -> None:
