@@ -55,6 +55,7 @@ venv: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info clients/python/build clients/python/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis clients/javascript/node_modules
+	rm -rf demos/*/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.run: $(VENV)/.made $(PROJECTS) $(DEMO_NEEDS)

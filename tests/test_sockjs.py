@@ -391,6 +391,22 @@ async def test_an_id_that_cannot_be_one_is_not_found(words: str) -> None:
         assert not len(place.sessions)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/echo/%ff/%fe/xhr"),
+        ("GET", "/echo/a/a/jsonp?c=%ff"),
+        ("GET", "/echo/a/a/htmlfile?c=%e2%82"),
+        ("GET", "/echo/%c3/websocket"),
+        ("GET", "/echo/a/%ff/websocket"),
+    ],
+)
+async def test_what_is_no_utf_8_is_refused_without_noise(method: str, path: str) -> None:
+    async with site() as place:
+        assert (await place.request(method, path)).status in {400, 404}
+        assert not len(place.sessions)
+
+
 async def test_an_upgrade_where_there_is_no_websocket_harms_nobody() -> None:
     upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     async with site() as place:

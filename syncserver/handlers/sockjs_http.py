@@ -7,6 +7,7 @@ browsers have (JSONP, htmlfile) must name one: a page can hide where it is from.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from tornado.web import RequestHandler, stream_request_body
+from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from syncserver.handlers.base import origin_allowed
 from syncserver.handlers.sockjs_relay import Relay, Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.registry import ServiceRegistry
+
+logger = logging.getLogger("syncserver.sockjs")
 
 _COOKIE = "JSESSIONID"
 _COOKIE_VALUE = re.compile(r"[\w.!~:-]{1,128}", re.ASCII)
@@ -106,6 +109,13 @@ class SockJSRequest(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer what Tornado refuses."""
         self.refuse(status_code, self._reason)
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Log what a client did wrong in a line, and what went wrong here in full."""
+        if isinstance(value, HTTPError):
+            logger.info("Refused a request from %s: %s", self.request.remote_ip, value.status_code)
+        else:
+            logger.error("A request failed", exc_info=value)
 
     def cache(self) -> None:
         """Let the answer be kept for a year."""

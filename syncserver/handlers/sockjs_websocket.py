@@ -86,6 +86,10 @@ class RawWebSocketHandler(WebSocketHandler):
 class FramedWebSocketHandler(RawWebSocketHandler):
     """``/SERVER/SESSION/websocket``; both parts of the path are for balancers alone."""
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Return a part of the path, which nobody reads, as text of whatever it is."""
+        return value.decode("utf-8", "replace")
+
     def initialize(self, *args: Any, **options: Any) -> None:
         """Take the options of the route."""
         super().initialize(*args, **options)
