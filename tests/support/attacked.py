@@ -35,7 +35,6 @@ LIMITS = {
     "header_seconds": 1,
     "body_seconds": 1,
     "max_subscriptions": 8,
-    "max_grants": 2_000,
     "retention_bytes": 4 * 1024 * 1024,
     "tail_bytes": 4 * 1024 * 1024,
 }

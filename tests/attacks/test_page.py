@@ -1,0 +1,81 @@
+"""The page of attacks names a test for each, or why there is none; and what the code never does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "explanation" / "attacks.rst"
+LEAST = 100
+# Of the list that the page goes by; those between are of other protocols and stores.
+NUMBERS = {*range(1, 55), *range(68, 87), *range(107, 132), *range(141, 151)}
+
+
+def rows() -> dict[int, str]:
+    """Return the rows of the page by number."""
+    found = re.findall(r"(?ms)^   \* - (\d+)\n(.*?)(?=^   \* - |\n\n|\Z)", PAGE.read_text("utf-8"))
+    return {int(number): text for number, text in found}
+
+
+def test_every_attack_has_a_row() -> None:
+    assert set(rows()) == NUMBERS
+
+
+def test_every_attack_has_a_test_that_is_there_or_a_reason() -> None:
+    sources = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "clients").rglob("test_*.py")]
+    tests = "\n".join(path.read_text("utf-8") for path in sources)
+    shown = {number: re.findall(r"``(test_\w+)``", text) for number, text in rows().items()}
+    missing = [name for names in shown.values() for name in names if f"def {name}(" not in tests]
+    assert missing == []
+    assert len([names for names in shown.values() if names]) >= LEAST
+    without = [number for number, names in shown.items() if not names]
+    assert [number for number in without if "Not tested:" not in rows()[number]] == []
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    for path in sorted((ROOT / "syncserver").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            yield from ((path.relative_to(ROOT / "syncserver").as_posix(), name) for name in names)
+
+
+def importers(*wanted: str) -> set[str]:
+    return {path for path, name in imports() if name in wanted}
+
+
+def test_the_daemon_asks_no_address_that_somebody_gave_it() -> None:
+    clients = ("urllib.request", "http.client", "requests", "tornado.httpclient", "aiohttp")
+    found = importers(*clients)
+    assert all(path.startswith("commands/") for path in found), found
+
+
+def test_nothing_that_runs_what_it_reads_is_used() -> None:
+    assert not importers("pickle", "marshal", "shelve", "yaml", "subprocess")
+    for path in (ROOT / "syncserver").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path
+
+
+def test_no_pattern_of_a_client_is_run() -> None:
+    matching = ("comparisons.py", "filters.py", "ways.py", "dealers/", "views.py")
+    assert not [path for path in importers("re", "fnmatch") if path.startswith(matching)]
+
+
+def test_no_timer_goes_by_the_clock_on_the_wall() -> None:
+    """Only the end of a key and what is shown do, and SQLite once, at its start."""
+    allowed = re.compile(
+        r"(apikeys|logs|engines/sqlite|handlers/sockjs_http|commands/\w+|workers)\.py"
+    )
+    for path in (ROOT / "syncserver").rglob("*.py"):
+        name = path.relative_to(ROOT / "syncserver").as_posix()
+        if not allowed.fullmatch(name):
+            text = path.read_text("utf-8")
+            assert not re.search(r"\btime\.time\(|datetime\.now\(|time_ns\(", text), name
