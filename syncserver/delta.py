@@ -54,16 +54,17 @@ class Delta(NamedTuple):
 
     def for_json(self, tag: str | None = None) -> dict[str, Any]:
         """Return the wire form; ``tag`` is the name of the items that let it through."""
-        wire: dict[str, Any] = {"type": self.kind, "model": self.model}
+        model, old, new, version = self
+        wire: dict[str, Any] = {"type": self.kind, "model": model}
         if tag is not None:
             wire["tag"] = tag
-        if self.version is not None:
-            wire["version"] = self.version
-        if self.old is not None and self.new is not None:
-            wire["newData"] = self.new
-            wire["oldData"] = self.old
+        if version is not None:
+            wire["version"] = version
+        if old is not None and new is not None:
+            wire["newData"] = new
+            wire["oldData"] = old
         else:
-            wire["data"] = self.old if self.new is None else self.new
+            wire["data"] = old if new is None else new
         return wire
 
     @classmethod

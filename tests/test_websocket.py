@@ -447,6 +447,23 @@ async def test_a_peer_that_does_not_answer_a_close_is_cut_off(
         assert await peer.ended()
 
 
+async def test_a_peer_that_takes_nothing_is_cut_off_though_no_close_can_reach_it(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncserver.handlers.connection._LINGER_SECONDS", 0.05)
+    registry = ServiceRegistry([Maker("maker")], limits=Limits(max_send_buffer_bytes=4096))
+    async with (
+        mounted(registry, ping_pong_interval=None) as port,
+        RawPeer.connected(port, buffer=4096) as peer,
+    ):
+        peer.send_json("maker", {"command": "many", "params": {"count": 100, "length": 5000}})
+        await until(lambda: registry.sessions and next(iter(registry.sessions)).pending)
+        [session] = registry.sessions
+        session.abort(4008)
+        await until(lambda: not registry.sockets)
+        assert not registry.sessions
+
+
 # The handshake.
 
 GOOD = {
