@@ -50,7 +50,7 @@ PROTOCOLS = {
 SOCKJS = {"/ws/sockjs": "native"}
 
 # Other routes, some of them of the backend, which may stand behind the same door.
-_TAKEN = (EVENTS_PATH, "/backend", "/live", "/ready")
+_TAKEN = (EVENTS_PATH, "/backend", "/live", "/metrics", "/ready")
 
 # What --app makes itself.
 _OF_SERVICES = ("engine", "limits", "models", "services")

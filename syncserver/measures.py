@@ -26,8 +26,12 @@ from syncserver.version import __version__
 PREFIX = "syncserver_"
 WORKER = "worker"
 """The label that tells processes of one daemon apart, where there are several."""
+REFUSALS = ("address", "connections", "draining", "handshake", "origin", "version")
+"""Why connections, handshakes and sessions are refused."""
 
 _PEER = "peer"
+# What alerts look at is there from the start (``_known``).
+_ERRORS = {"frontend": ("internal_error",), "backend": ("internal_error", "unauthorized")}
 _DESCRIPTORS = Path("/proc/self/fd")
 _MEMORY = Path("/proc/self/statm")
 
@@ -155,14 +159,13 @@ class Measures:
             yield Sample("connections", {"door": name}, door.gate.open)
             yield Sample("connections_limit", {"door": name}, door.gate.most)
             yield Sample("connections_accepted_total", {"door": name}, door.accepted)
-        refused: Counter[str] = Counter()
-        for registry in (self.frontend, self.backend):
+        refused = Counter(dict.fromkeys(REFUSALS, 0))
+        for audience, registry in (("frontend", self.frontend), ("backend", self.backend)):
             refused.update(dict(registry.traffic.refused.items()))
+            for code, count in _known(registry.traffic.errors, _ERRORS[audience]):
+                yield Sample("errors_total", {"door": audience, "code": code}, count)
         for reason, count in refused.items():
             yield Sample("connections_refused_total", {"reason": reason}, count)
-        for audience, registry in (("frontend", self.frontend), ("backend", self.backend)):
-            for code, count in registry.traffic.errors.items():
-                yield Sample("errors_total", {"door": audience, "code": code}, count)
         yield Sample("backend_calls", {}, self.backend.calls_under_way)
 
     def _sessions(self) -> Iterator[Sample]:
@@ -192,7 +195,7 @@ class Measures:
 
 
 def _activity(of: dict[str, str], activity: Activity) -> Iterator[Sample]:
-    for result, count in _known(activity.publishes, (OK,)):
+    for result, count in _known(activity.publishes, (OK, "unavailable")):
         yield Sample("publishes_total", {**of, "result": result}, count)
     yield Sample("publish_seconds", of, _buckets(activity.publish_seconds))
     yield Sample("delivery_lag_seconds", of, _buckets(activity.lag_seconds))

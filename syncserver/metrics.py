@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from syncserver.apikeys import KeyRing
@@ -13,6 +13,8 @@ from syncserver.handlers.metrics import MEASURES_PATH, MeasuresHandler, MetricsH
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.looplag import LoopLag
 from syncserver.measures import WORKER, Measures, Sample, from_json
+from syncserver.protocols.base import Protocol
+from syncserver.protocols.events import EventsProtocol
 from syncserver.registry import ServiceRegistry
 
 METRICS_PATH = "/metrics"
@@ -48,6 +50,18 @@ class Metrics:
         )
         self._siblings = siblings
         self._exposition = _exposition()
+
+    def expect(self, protocols: Iterable[type[Protocol]], sockjs: Iterable[type[Protocol]]) -> None:
+        """Show sessions of each kind before there was one: rates need something to start from."""
+        transports = {
+            "websocket": protocols,
+            "sockjs_websocket": (sockjs := tuple(sockjs)),
+            "sockjs_http": sockjs,
+            "events": (EventsProtocol,),
+        }
+        opened = self._measures.frontend.traffic.opened
+        for transport, spoken in transports.items():
+            opened.update({(transport, protocol.name): 0 for protocol in spoken})
 
     def start(self) -> None:
         """Begin to measure the loop."""

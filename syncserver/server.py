@@ -89,8 +89,9 @@ class Server:
         self._doors: dict[str, Door] = {}
         self._sessions: list[Sessions] = []
         self.frontend_port = self.backend_port = 0
-        engine_name = config.engine.partition(":")[0] if engine else "own"
+        engine_name = type(engine).__name__.removesuffix("Engine").lower() if engine else "own"
         self.metrics = Metrics(registries, engine_name, self._doors, siblings)
+        self.metrics.expect(protocols.values(), sockjs.values())
 
     async def start(self) -> None:
         """Get the services ready and open both doors; OSError if an address is taken."""

@@ -79,7 +79,7 @@ async def test_sessions_are_known_by_what_they_came_through_and_what_they_speak(
     async with serving() as daemon:
         peer = await daemon.connect()
         await peer.rest()
-        assert dict(daemon.frontend.traffic.opened) == {("websocket", "native"): 1}
+        assert +daemon.frontend.traffic.opened == {("websocket", "native"): 1}
         assert list(daemon.frontend.sessions.values()) == [("websocket", "native")]
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from syncserver import cli
 from syncserver.config import Backend, Config
 from syncserver.errors import CloseCode, RefetchReason
-from syncserver.measures import METRICS, PREFIX
+from syncserver.measures import METRICS, PREFIX, REFUSALS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -189,6 +189,8 @@ def test_every_metric_is_in_the_reference_with_its_kind_and_labels() -> None:
         assert text.lower().startswith(metric.kind), name
         missing = [label for label in metric.labels if f"``{label}``" not in text]
         assert not missing, (name, missing)
+    reasons = said[PREFIX + "connections_refused_total"].partition("``reason``")[2]
+    assert set(re.findall("``([a-z]+)``", reasons)) == set(REFUSALS)
 
 
 def test_error_codes_are_found_wherever_they_stand() -> None:

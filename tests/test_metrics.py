@@ -29,9 +29,10 @@ from syncserver.app import PROTOCOLS, SOCKJS, _load
 from syncserver.config import Config
 from syncserver.counters import Tally
 from syncserver.errors import CloseCode
+from syncserver.handlers import websocket
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.looplag import LoopLag
-from syncserver.measures import METRICS, PREFIX, Sample
+from syncserver.measures import METRICS, PREFIX, REFUSALS, Sample
 from syncserver.registry import ServiceRegistry
 from tests.conftest import ExpectedLog
 from tests.support.daemon import KEY, Daemon, serving, settings, until
@@ -163,6 +164,13 @@ async def test_the_outboxes_are_looked_at_when_somebody_asks() -> None:
 async def test_known_labels_are_there_before_they_are_counted() -> None:
     async with serving() as daemon:
         found = families(await scrape(daemon))
+        assert value(found, "publishes_total", service="datasync", result="unavailable") == 0
+        assert value(found, "errors_total", door="backend", code="unauthorized") == 0
+        assert value(found, "connections_refused_total", reason="origin") == 0
+        kinds = [sample.labels for sample in found[f"{PREFIX}sessions"].samples]
+        ways = {kind["transport"] for kind in kinds}
+        assert ways == {"websocket", "sockjs_websocket", "sockjs_http", "events"}
+        assert {kind["protocol"] for kind in kinds} == {"native", "events"}
         assert value(found, "sessions_closed_total", code="4008", reason="slow") == 0
         closed = found[f"{PREFIX}sessions_closed_total"].samples
         assert len(closed) == len(CloseCode) + 1
@@ -171,6 +179,13 @@ async def test_known_labels_are_there_before_they_are_counted() -> None:
             sample.labels.get("service") == "pubsub"
             for sample in found[f"{PREFIX}refetches_total"].samples
         ), "what has no tokens has no metrics of them"
+
+
+def test_refusals_are_counted_by_a_known_reason() -> None:
+    sources = (DEPLOY.parent / "syncserver").rglob("*.py")
+    said = re.findall(r'refused\.add\("(\w+)"\)', "".join(path.read_text() for path in sources))
+    assert said
+    assert {*said, *websocket._REASONS.values()} <= set(REFUSALS)
 
 
 async def test_a_close_code_of_an_application_has_its_number() -> None:
@@ -272,6 +287,7 @@ async def test_whichever_process_is_asked_answers_for_all(tmp_path: Path) -> Non
         for _ in range(6):  # some to each
             found = families(await AsyncHTTPClient().fetch(request))
             assert [value(found, "worker_up", worker=number) for number in "01"] == [1, 1]
+            assert value(found, "build_info", engine="redis", worker="0") == 1
             delivered = [
                 value(found, "deliveries_total", service="datasync", worker=n) for n in "01"
             ]
@@ -329,10 +345,13 @@ async def test_labels_do_not_grow_with_what_is_sent() -> None:
             registry.traffic.errors = Tally()
             for number in range(300):
                 registry.traffic.errors.add(f"code_{number}")
-        samples = families(await scrape(daemon))[f"{PREFIX}errors_total"].samples
-        assert len(samples) == 2 * 101
-        others = [one.value for one in samples if one.labels["code"] == "other"]
-        assert others == [200, 200]
+                daemon.frontend.traffic.refused.add(f"reason_{number}")
+        found = families(await scrape(daemon))
+        codes = [one.labels["code"] for one in found[f"{PREFIX}errors_total"].samples]
+        assert len(codes) == 2 * 101 + len({"internal_error", "unauthorized"}) + 1
+        for door in ("frontend", "backend"):
+            assert value(found, "errors_total", door=door, code="other") == 200
+        assert value(found, "connections_refused_total", reason="other") == 400
 
 
 # Rules for alerts, and the board.
@@ -391,13 +410,6 @@ def missing(expression: str, exposed: Iterable[Any]) -> list[str]:
 async def test_alerts_and_board_ask_for_what_a_daemon_says() -> None:
     async with serving() as daemon:
         await traffic(daemon)
-        await daemon.request(headers={"X-Backend-Key": "wrong"})
-        for registry in (daemon.frontend, daemon.backend):  # what does not happen in a test
-            registry.traffic.errors.add("internal_error")
-        daemon.frontend.traffic.refused.add("origin")
-        activity = daemon.frontend.registered_services["datasync"].activity
-        assert activity is not None
-        activity.publishes.add("unavailable")
         found = families(await scrape(daemon))
     exposed = [sample for family in found.values() for sample in family.samples]
     asked = expressions()

@@ -389,6 +389,7 @@ def test_a_protocol_is_spoken_where_the_settings_have_it(tmp_path: Path) -> None
         ),
         ('[protocols.native]\npath = "/events"', "the path of native, /events, is taken; "),
         ('[protocols.rohrpost]\npath = "/ready"', "the path of rohrpost, /ready, is taken; "),
+        ('[protocols.rohrpost]\npath = "/metrics"', "the path of rohrpost, /metrics, is taken"),
         (
             '[protocols.rohrpost]\npath = "/ws/sockjs/x"',
             "the path of rohrpost, /ws/sockjs/x, is taken; ",

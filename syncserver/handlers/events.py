@@ -68,6 +68,7 @@ class EventsHandler(RequestHandler):
     def prepare(self) -> None:
         """Refuse pages of other origins, and let the browser show the answer to the others."""
         if not self._say_who_may_read():
+            self._registry.traffic.refused.add("origin")
             raise HTTPError(403, "Origin not allowed")
 
     def options(self, *args: str, **kwargs: str) -> None:
