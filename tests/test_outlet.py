@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import select
 import socket
 import ssl
 import textwrap
@@ -55,6 +56,15 @@ def read_all(plain: socket.socket) -> bytes:
         pieces.append(piece)
 
 
+def socket_of(connection: Connection) -> socket.socket:
+    if isinstance(connection, DirectConnection):
+        assert connection._socket is not None
+        return connection._socket
+    assert isinstance(connection, StreamConnection)
+    plain: socket.socket = connection._stream.socket
+    return plain
+
+
 @asynccontextmanager
 async def connected(
     patch: pytest.MonkeyPatch, **limits: Any
@@ -85,7 +95,10 @@ async def received(patch: pytest.MonkeyPatch) -> bytes:
     loop = asyncio.get_running_loop()
     async with connected(patch) as (plain, connection):
         assert not connection.write(run_of(LARGE))
-        got = read_all(plain)  # the kernel has room now, and the server does not know
+        got = b""
+        while not select.select([], [socket_of(connection)], [], 0.01)[1]:
+            got += read_all(plain)
+        # The kernel has room now, and the server does not know.
         assert 0 < len(got) < len(LARGE)
         connection.write(run_of(b"second"))
         connection._received(PING + b"q")
