@@ -74,7 +74,8 @@ class Metrics:
     def route(self, keys: KeyRing | None) -> Any:
         """Return the route of scrapers, who must have one of these keys if any are given."""
         scrape = None if self._exposition is None else self.scrape
-        return (METRICS_PATH, MetricsHandler, {"scrape": scrape, "keys": keys})
+        errors = self._measures.backend.traffic.errors
+        return (METRICS_PATH, MetricsHandler, {"scrape": scrape, "keys": keys, "errors": errors})
 
     def private_route(self) -> Any:
         """Return the route of other processes of this daemon."""

@@ -243,6 +243,8 @@ async def test_a_key_can_be_asked_for_which_may_be_a_bearer_token() -> None:
             response = await scrape(daemon, **headers)
             assert response.code == status, headers
             assert (response.headers.get("WWW-Authenticate") == "Bearer") == (status == 401)
+        counted = dict(daemon.backend.traffic.errors.items())
+        assert counted == {"unauthorized": 4, "forbidden": 1}
 
 
 async def test_where_browsers_are_a_key_is_always_asked_for() -> None:
@@ -267,7 +269,7 @@ async def test_a_failed_scrape_is_told_to_the_log_alone(
         monkeypatch.setattr(
             daemon.server.metrics._measures.__class__, "read", lambda self: [Sample("no", {}, 1)]
         )
-        with expected_log("tornado.application", "GET /metrics"):
+        with expected_log("syncserver.backend", "A scrape failed"):
             response = await scrape(daemon)
         assert (response.code, response.body) == (500, b"Internal Server Error\n")
 

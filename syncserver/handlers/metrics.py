@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine
@@ -14,12 +15,17 @@ from tornado.web import HTTPError, RequestHandler
 
 from syncserver import strict_json
 from syncserver.apikeys import KeyRing
+from syncserver.counters import Tally
 
 MEASURES_PATH = "/measures"
 
 _OPERATION = "inspect"
 _MISSING = "Metrics need the package prometheus-client: pip install 'syncserver[metrics]'\n"
 _MOST_BYTES = 4 * 1024 * 1024
+
+logger = logging.getLogger("syncserver.backend")
+
+_CODES = {401: "unauthorized", 403: "forbidden"}
 
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 
@@ -29,12 +35,14 @@ class MetricsHandler(RequestHandler):
 
     :param scrape: returns text and content type for an ``Accept``; None: it is not installed.
     :param keys: one of these must be given, that may ``inspect``; None: whoever asks may.
+    :param errors: counts who has no good key, by the codes of a call.
     """
 
-    def initialize(self, scrape: Scrape | None, keys: KeyRing | None) -> None:
+    def initialize(self, scrape: Scrape | None, keys: KeyRing | None, errors: Tally) -> None:
         """Take the options of the route."""
         self._scrape = scrape
         self._keys = keys
+        self._errors = errors
 
     async def get(self) -> None:
         """Answer a scrape."""
@@ -54,9 +62,11 @@ class MetricsHandler(RequestHandler):
         self.finish(_MISSING if status_code == 501 else f"{self._reason}\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Log what went wrong here; what a caller did wrong is in the answer."""
+        """Log a key that is refused in a line, and what went wrong here in full."""
         if not isinstance(value, HTTPError):
-            super().log_exception(typ, value, tb)
+            logger.error("A scrape failed", exc_info=value)
+        elif value.status_code in _CODES:
+            logger.info("Refused a key from %s: %s", self.request.remote_ip, value)
 
     def _check_key(self) -> None:
         if self._keys is None:
@@ -66,9 +76,13 @@ class MetricsHandler(RequestHandler):
         given = bearer.strip() if scheme.lower() == "bearer" else headers.get("X-Backend-Key", "")
         key = self._keys.find(given.encode("utf-8", "surrogateescape"))
         if key is None or key.expired():
-            raise HTTPError(401)
-        if not key.allows(_OPERATION):
-            raise HTTPError(403)
+            self._refuse(401, "Invalid API key")
+        elif not key.allows(_OPERATION):
+            self._refuse(403, "The API key is not for metrics")
+
+    def _refuse(self, status: int, why: str) -> NoReturn:
+        self._errors.add(_CODES[status])
+        raise HTTPError(status, why)
 
 
 class MeasuresHandler(RequestHandler):
