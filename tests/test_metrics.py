@@ -486,12 +486,24 @@ PROMTOOL = shutil.which("promtool")
     PROMTOOL is None and os.environ.get("CI") != "true",
     reason="promtool is not here: apt-get install prometheus",
 )
-def test_prometheus_accepts_the_rules() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("check", "config", DEPLOY / "prometheus" / "prometheus.yml"),
+        ("test", "rules", Path(__file__).with_name("alerts.yml")),
+    ],
+    ids=["are read", "do what is said of them"],
+)
+def test_the_rules_by_prometheus_own_judgement(command: tuple[str | Path, ...]) -> None:
     if PROMTOOL is None:
         return
-    done = subprocess.run(
-        [PROMTOOL, "check", "config", DEPLOY / "prometheus" / "prometheus.yml"],
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([PROMTOOL, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tests_of_rules_name_alerts_that_there_are() -> None:
+    text = Path(__file__).with_name("alerts.yml").read_text("utf-8")
+    named = set(re.findall(r"alertname: (\w+)", text))
+    assert named <= {rule["alert"] for rule in rules()}
+    series = set(re.findall(rf"'{PREFIX}(\w+?)(?:_bucket)?{{", text))
+    assert series <= set(METRICS)
