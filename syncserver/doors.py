@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from tornado.httputil import HTTPInputError
 from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import Application, RequestHandler
@@ -18,6 +19,7 @@ from syncserver.accepting import BACKLOG, Acceptor
 from syncserver.config import Backend, Frontend, Limits
 from syncserver.counters import Tally
 from syncserver.gate import Gate, refuse, wrapped
+from syncserver.handlers.base import NothingHandler
 from syncserver.handlers.proxied import ProxiedServer, Proxies, parse_address
 from syncserver.tls import make_context, renew_context
 
@@ -91,13 +93,19 @@ class Door:
         reuse_port: bool = False,
         place: UnixPlace | None = None,
     ) -> None:
+        logging.getLogger("tornado.general").addFilter(_leave_out_what_was_sent)
         self._settings = settings
         self._reuse_port = reuse_port
         self._tls = None
         if settings.tls_cert is not None:
             self._tls = make_context(settings.tls_cert, settings.tls_key)
         self._server = ProxiedServer(
-            Application(routes, log_function=_log_request, compress_response=False),
+            Application(
+                routes,
+                default_handler_class=NothingHandler,
+                log_function=_log_request,
+                compress_response=False,
+            ),
             ssl_options=self._tls,
             idle_connection_timeout=idle_seconds,
             body_timeout=limits.body_seconds,
@@ -169,6 +177,14 @@ class Door:
             except OSError:  # the peer is gone already
                 return
             self._server.handle_stream(SSLIOStream(secure), address)
+
+
+def _leave_out_what_was_sent(record: logging.LogRecord) -> bool:
+    """Cut short what Tornado says of a broken request: it quotes, and that may be a key."""
+    match record.args:
+        case (connection, HTTPInputError() as error):
+            record.args = (connection, " ".join(str(error).split()[:2]))
+    return True
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -561,6 +561,21 @@ async def test_a_length_that_is_none_ends_the_connection_alone(length: str) -> N
         assert (await daemon.request(body=GOOD)).code == 200
 
 
+@pytest.mark.parametrize("head", [HEAD, "Content-Type: application/json"])
+async def test_a_length_of_thousands_of_digits_is_too_large_and_no_traceback(head: str) -> None:
+    async with office() as (daemon, _), wire(daemon) as raw:
+        lines = (
+            "POST /backend HTTP/1.1",
+            "Host: x",
+            *head.split("\n"),
+            "Content-Length: " + "9" * 5_000,
+        )
+        raw._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        line = await raw._reader.readline()
+        assert line[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 401 "), line
+        assert (await daemon.request(body=GOOD)).code == 200
+
+
 async def test_a_connection_is_kept_after_errors() -> None:
     async with office() as (daemon, _), wire(daemon) as raw:
         for head, body, status in (

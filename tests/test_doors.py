@@ -47,6 +47,46 @@ async def exchange(path: Path, head: str, body: str = "") -> bytes:
 POST = f"POST /backend HTTP/1.1\nX-Backend-Key: {KEY}\nContent-Type: application/json"
 
 
+# What is no request.
+
+
+async def send(port: int, text: str) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text.replace("\n", "\r\n").encode())
+    async with asyncio.timeout(5):
+        line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return line
+
+
+@pytest.mark.parametrize("end", ["\r", "\0", "\x7f"])
+async def test_a_key_that_ends_in_a_control_character_does_not_stand_in_the_log(
+    caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    caplog.set_level("DEBUG")
+    async with serving() as daemon:
+        head = POST.replace(KEY, KEY + end)
+        line = await send(daemon.server.backend_port, f"{head}\nHost: x\n\n")
+        assert line.startswith(b"HTTP/1.1 400 ")
+    assert "Malformed HTTP message" in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/ws", "/ws/sockjs"])
+async def test_a_form_that_is_none_is_refused_without_a_warning(path: str) -> None:
+    head = f"GET {path} HTTP/1.1\nHost: x\nContent-Type: multipart/form-data; boundary=x\n"
+    async with serving() as daemon:
+        line = await send(daemon.server.frontend_port, f"{head}Content-Length: 0\n\n")
+        assert line.split()[1] in (b"200", b"400", b"404"), line
+
+
+async def test_where_nothing_is_a_line_says_so() -> None:
+    async with serving() as daemon:
+        answer = await daemon.request("/nowhere", method="GET")
+        assert (answer.code, answer.body) == (404, b"Not Found\n")
+
+
 # Proxies.
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger("syncserver.backend")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _DRAIN_RETRY_SECONDS = 1
 _DROPPED_BODIES = 4
+_MOST_DIGITS = 18  # Python makes no number of thousands of them
 
 
 @stream_request_body
@@ -231,7 +232,9 @@ class BackendHTTPHandler(RequestHandler):
     def _length(self) -> int:
         """Return how long the body says it is; Tornado refuses what is no number."""
         text = self.request.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdecimal() else 0
+        if not (text.isascii() and text.isdecimal()):
+            return 0
+        return int(text) if len(text) <= _MOST_DIGITS else sys.maxsize
 
     def _is_far_too_large(self, length: int) -> bool:
         return length > _DROPPED_BODIES * self._limits.max_body_bytes

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPServerRequest
-from tornado.web import RequestHandler
+from tornado.web import HTTPError, RequestHandler
 
 _ANY_PORT = ":*"
 
 
-class PlainHandler(RequestHandler):
+logger = logging.getLogger("syncserver.http")
+
+
+class CalmHandler(RequestHandler):
+    """What a client does wrong is no warning, whoever finds it."""
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Log what a client did wrong in a line, and what went wrong here in full."""
+        if isinstance(value, HTTPError):
+            logger.info("Refused a request from %s: %s", self.request.remote_ip, value.status_code)
+        else:
+            logger.error("A request failed", exc_info=value)
+
+
+class PlainHandler(CalmHandler):
     """What is there to be read: a refusal is a line of text."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -21,6 +36,14 @@ class PlainHandler(RequestHandler):
             self.set_header("Allow", "GET")
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(f"{self._reason}\n")
+
+
+class NothingHandler(PlainHandler):
+    """Where nothing is."""
+
+    def prepare(self) -> None:
+        """Say so, whatever the method."""
+        raise HTTPError(404)
 
 
 def origin_allowed(origin: str, allowed: Iterable[str]) -> bool:

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine
 from tornado.iostream import IOStream, StreamClosedError
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError
 
 from syncserver import strict_json
 from syncserver.apikeys import KeyRing
 from syncserver.counters import Tally
+from syncserver.handlers.base import CalmHandler
 
 MEASURES_PATH = "/measures"
 
@@ -30,7 +31,7 @@ _CODES = {401: "unauthorized", 403: "forbidden"}
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
-class MetricsHandler(RequestHandler):
+class MetricsHandler(CalmHandler):
     """``GET``: the metrics of all processes of the daemon.
 
     :param scrape: returns text and content type for an ``Accept``; None: it is not installed.
@@ -85,7 +86,7 @@ class MetricsHandler(RequestHandler):
         raise HTTPError(status, why)
 
 
-class MeasuresHandler(RequestHandler):
+class MeasuresHandler(CalmHandler):
     """``GET``: the samples of this process as JSON, at a door that only processes of ours reach."""
 
     def initialize(self, read: Callable[[], Sequence[Any]]) -> None:

@@ -12,10 +12,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tornado.web import RequestHandler
-
 from syncserver.handlers import outlet
-from syncserver.handlers.base import may_ask
+from syncserver.handlers.base import CalmHandler, may_ask
 from syncserver.handlers.connection import Terms
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
@@ -42,7 +40,7 @@ _REASONS = {
 }
 
 
-class WebSocketHandler(RequestHandler):
+class WebSocketHandler(CalmHandler):
     """The handshake of one WebSocket; every wire protocol can be spoken over it.
 
     :param protocol: makes the wire protocol object of each connection.

@@ -215,8 +215,8 @@ _TOML = [b"[", b"]]\n", b" = ", b'"""', b"'", b"\\u0000", b"[a.b]\n", b"2030-13-
 _TOML += [b'["x[y"]\n', b"['\"x']\n", b"[" * 900, b'"file:\\u0000"', b"1" * 5_000]
 
 TARGETS = [
-    Target("config", FILES, bytes_like(FILES, _TOML), check_config, 3_000),
-    Target("overrides", OVERRIDES, json_like(OVERRIDES), check_overrides, 6_000),
+    Target("config", FILES, bytes_like(FILES, _TOML), check_config, 1_500),
+    Target("overrides", OVERRIDES, json_like(OVERRIDES), check_overrides, 4_000),
     Target("engines", ENGINES, bytes_like(ENGINES), check_engine_url, 5_000),
     Target("keys", KEYS, bytes_like(KEYS), check_key, 10_000),
     Target("addresses", ADDRESSES, bytes_like(ADDRESSES), check_address, 10_000),

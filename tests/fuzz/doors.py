@@ -1,0 +1,254 @@
+"""The doors of a daemon: bytes at their sockets, and a canary that must notice nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from random import Random
+from typing import Any
+
+from syncserver import strict_json
+from syncserver.config import ProtocolConfig
+from tests.fuzz import requests
+from tests.fuzz.mutation import Make
+from tests.fuzz.parsers import FRAME_SEEDS
+from tests.fuzz.target import Failure, kept
+from tests.support.daemon import Daemon, Peer, serving, settings, until
+
+BATCH = 64
+_PATIENCE_SECONDS = 0.05
+_HANG_SECONDS = 20.0
+_MANY = 1_000_000
+_LIMITS = {
+    "max_connections_per_address": _MANY,
+    "accepts_per_second": _MANY,
+    "accepts_per_second_per_address": _MANY,
+    "messages_per_second": _MANY,
+    "max_message_burst": _MANY,
+    "disconnect_seconds": 0.2,
+    "ping_seconds": 1.0,  # ends what has more to read behind it, where Tornado sees no end
+    "pong_seconds": 0.9,
+}
+_LOGGERS = ("syncserver", "tornado", "asyncio")
+
+
+class Watch(logging.Handler):
+    """Keeps what is logged of failures."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING or record.exc_info:
+            self.lines.append(self.format(record))
+
+    def check(self) -> None:
+        """Fail if there was anything."""
+        lines, self.lines = self.lines, []
+        assert not lines, lines[0]
+
+
+class Place:
+    """A daemon, a canary that is connected to it, and its log."""
+
+    def __init__(self, daemon: Daemon, canary: Peer, watch: Watch) -> None:
+        self.daemon = daemon
+        self.watch = watch
+        self._canary = canary
+        self._numbers = itertools.count()
+
+    async def sing(self) -> None:
+        """Let the canary be answered, and hear what is published."""
+        channel = f"canary {next(self._numbers)}"
+        answer = await self._canary.call("pubsub", "subscribe", channel=channel)
+        assert answer["type"] == "response", answer
+        await self.daemon.post("pubsub_backend", "publish", channel=channel, message="still here")
+        while (await self._canary.read())["message"].get("channel") != channel:
+            pass
+        answer = await self._canary.call("pubsub", "unsubscribe", channel=channel)
+        assert answer["type"] == "response", answer
+        self._canary.take()
+
+
+@asynccontextmanager
+async def placed() -> AsyncIterator[Place]:
+    """Run a daemon that lets everybody in."""
+    config = settings(origins=["*"], **_LIMITS)
+    config = replace(config, protocols={"rohrpost": ProtocolConfig()})
+    watch = Watch()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addHandler(watch)
+    try:
+        async with serving(config=config) as daemon:
+            place = Place(daemon, await daemon.connect(), watch)
+            yield place
+            await place.sing()
+        watch.check()
+    finally:
+        for logger in loggers:
+            logger.removeHandler(watch)
+
+
+@dataclass(frozen=True)
+class Door:
+    """A target of many inputs at a time.
+
+    :param send: gives inputs to the daemon and fails if something does not hold.
+    """
+
+    name: str
+    seeds: Sequence[bytes]
+    make: Make
+    send: Callable[[Place, Sequence[bytes]], Awaitable[None]]
+    count: int
+
+    async def run(self, place: Place, rng: Random, count: int) -> int:
+        """Try so many inputs, the corpus and the seeds first; return how many it were."""
+        first = [*kept(self.name), *self.seeds]
+        made = (self.make(rng) for _ in itertools.count())
+        every = chain(first, made)
+        tried = 0
+        while tried < max(count, len(first)):
+            batch = list(itertools.islice(every, BATCH))
+            await self.attempt(place, batch)
+            tried += len(batch)
+        return tried
+
+    async def attempt(self, place: Place, batch: Sequence[bytes]) -> None:
+        """Try a batch; Failure, with the input that did it if it does it alone."""
+        try:
+            await self._try(place, batch)
+        except Exception as error:
+            for one in batch if len(batch) > 1 else ():
+                await self.attempt(place, [one])
+            raise Failure(self.name, b"\n--\n".join(batch), error) from error
+
+    async def _try(self, place: Place, batch: Sequence[bytes]) -> None:
+        await self.send(place, batch)
+        await place.sing()
+        await until(lambda: place.daemon.frontend.sockets <= 1, _HANG_SECONDS)
+        place.watch.check()
+
+
+# Bytes.
+
+
+async def _exchange(port: int, hello: bytes, data: bytes) -> bytes:
+    """Send bytes, look whether an answer begins, end, and return what came."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    came = b""
+    try:
+        if hello:
+            writer.write(hello)
+            assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(data)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                came = await reader.read(16)
+        writer.write_eof()
+        # Who still reads may be sent an answer that does not end.
+        async with asyncio.timeout(_PATIENCE_SECONDS if came else _HANG_SECONDS):
+            await reader.read()
+    except TimeoutError:
+        assert came, f"neither an answer nor an end to {data[:200]!r}"
+    except OSError:  # a reset is an end
+        pass
+    finally:
+        writer.transport.abort()
+    return came
+
+
+def _bytes_to(
+    port: Callable[[Daemon], int], hello: bytes = b""
+) -> Callable[[Place, Sequence[bytes]], Awaitable[None]]:
+    async def send(place: Place, batch: Sequence[bytes]) -> None:
+        exchanges = (_exchange(port(place.daemon), hello, one) for one in batch)
+        for came in await asyncio.gather(*exchanges):
+            assert hello or not came or came.startswith(b"HTTP/1."), came[:80]
+
+    return send
+
+
+def _backend(daemon: Daemon) -> int:
+    return daemon.server.backend_port
+
+
+def _frontend(daemon: Daemon) -> int:
+    return daemon.server.frontend_port
+
+
+# Calls: each is answered, and once.
+
+
+async def _calls(place: Place, batch: Sequence[bytes]) -> None:
+    peer = await place.daemon.connect()
+    try:
+        for data in batch:
+            peer.send_text(data.decode("utf-8", "replace"))
+        answers: list[Any] = [one for one in await peer.rest() if _is_answer(one)]
+        assert len(answers) == len(batch), f"{len(answers)} answers to {len(batch)} calls"
+        for one in answers:
+            assert one.get("code") != "internal_error", one
+    finally:
+        await peer.close()
+        place.daemon.peers.remove(peer)
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("type") in ("response", "error")
+
+
+async def _posts(place: Place, batch: Sequence[bytes]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", _backend(place.daemon))
+    try:
+        for body in batch:
+            writer.write(requests.request("POST", "/backend", requests._KEYED, body or b" "))
+            async with asyncio.timeout(_HANG_SECONDS):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+                [length] = [x for x in head.split("\r\n") if x.startswith("content-length:")]
+                answer = await reader.readexactly(int(length.partition(":")[2]))
+            status = int(head.split(" ")[1])
+            message = strict_json.decode(answer)["message"]
+            assert status in (200, 400), (status, message)
+            assert message.get("code") != "internal_error", message
+            json.loads(answer)
+    finally:
+        writer.transport.abort()
+
+
+DOORS = [
+    Door("backend", requests.BACKEND, requests.BACKEND_LIKE, _bytes_to(_backend), 3_000),
+    Door("frontend", requests.FRONTEND, requests.FRONTEND_LIKE, _bytes_to(_frontend), 1_500),
+    Door(
+        "websocket",
+        FRAME_SEEDS,
+        requests.NATIVE_LIKE,
+        _bytes_to(_frontend, requests.handshake("/ws")),
+        2_000,
+    ),
+    Door(
+        "rohrpost-ws",
+        FRAME_SEEDS,
+        requests.ROHRPOST_LIKE,
+        _bytes_to(_frontend, requests.handshake("/rohrpost/")),
+        1_000,
+    ),
+    Door(
+        "sockjs-ws",
+        FRAME_SEEDS,
+        requests.FRAMED_LIKE,
+        _bytes_to(_frontend, requests.handshake("/ws/sockjs/000/abc/websocket")),
+        1_000,
+    ),
+    Door("calls", requests.CALLS, requests.CALL_LIKE, _calls, 10_000),
+    Door("posts", requests.POSTS, requests.POST_LIKE, _posts, 6_000),
+]
