@@ -22,6 +22,7 @@ from prometheus_client import parser
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics import parser as openmetrics
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+from tornado.websocket import websocket_connect
 
 from syncserver import metrics
 from syncserver.apikeys import ApiKey
@@ -36,6 +37,7 @@ from syncserver.measures import METRICS, PREFIX, REFUSALS, Sample
 from syncserver.registry import ServiceRegistry
 from tests.conftest import ExpectedLog
 from tests.support.daemon import KEY, Daemon, serving, settings, until
+from tests.test_events import ids_of, open_name, opened
 from tests.test_workers import page, post, workers
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -138,6 +140,45 @@ async def test_a_scrape_says_what_happened() -> None:
     assert 0 < value(found, "open_fds") < value(found, "max_fds")
     assert value(found, "resident_memory_bytes") > 1e6
     assert value(found, "frames_sent_total") >= value(found, "writes_total") > 0
+
+
+async def test_each_way_to_come_is_counted_under_its_name() -> None:
+    async with serving() as daemon:
+        sessions = daemon.server._sessions
+        port = daemon.server.frontend_port
+        plain = await daemon.connect()
+        url = f"http://127.0.0.1:{port}/ws/sockjs/000/polling/xhr"
+        opening = await daemon._client.fetch(url, method="POST", body="")
+        assert opening.body == b"o\n"
+        over = await websocket_connect(f"ws://127.0.0.1:{port}/ws/sockjs/000/over/websocket")
+        assert await over.read_message() == "o"
+        stream = await open_name(daemon, await daemon.authorize(("AllTasks", None)))
+        async with opened(daemon, stream) as events:
+            await plain.rest()
+            await daemon.publish(insert(1))
+            assert await ids_of(events, 1) == [1]
+            found = families(await scrape(daemon))
+            samples = found[f"{PREFIX}sessions"].samples
+            assert {
+                (one.labels["transport"], one.labels["protocol"], one.value) for one in samples
+            } == {
+                ("websocket", "native", 1),
+                ("sockjs_websocket", "native", 1),
+                ("sockjs_http", "native", 1),
+                ("events", "events", 1),
+            }
+        over.close()
+        while await over.read_message() is not None:
+            pass
+        await until(lambda: len(daemon.frontend.sessions) == 2)
+        (closed,) = (
+            one
+            for one in families(await scrape(daemon))[f"{PREFIX}sessions_closed_total"].samples
+            if one.labels["reason"] == "peer"
+        )
+        assert closed.value == 2
+        for polling in sessions:  # which nobody polls any more
+            polling.close()
 
 
 async def test_whoever_asks_for_openmetrics_gets_it() -> None:
