@@ -108,17 +108,27 @@ def _engine(config: Config) -> Iterator[Finding]:
     logger.addHandler(warned)
     try:
         asyncio.run(_reach(app.make_engine(config)))
-    except (ConfigError, Unavailable, TimeoutError) as error:
+    except ConfigError as error:
+        yield _refused_engine(config, error)
+    except (Unavailable, TimeoutError) as error:
         said = str(error) or "no answer"
-        yield Finding(
-            "FAIL", "engine", f"{config.shown_engine}: {said}; start it, or change engine"
-        )
+        mend = "start it, or change engine"
+        yield Finding("FAIL", "engine", f"{config.shown_engine}: {said}; {mend}")
     else:
         yield Finding("ok", "engine", f"{config.shown_engine} answers")
     finally:
         logger.removeHandler(warned)
     for text in warned.texts:
         yield Finding("warn", "engine", text)
+
+
+def _refused_engine(config: Config, error: ConfigError) -> Finding:
+    """Tell why there can be no such engine; it is well if the daemon that runs has the file."""
+    from syncserver.engines.sqlite_file import InUse
+
+    if isinstance(error, InUse) and _is_ours(config):
+        return Finding("ok", "engine", f"{config.shown_engine}: the daemon that is running has it")
+    return Finding("FAIL", "engine", str(error).removeprefix("engine: "))
 
 
 async def _reach(engine: Engine) -> None:
@@ -140,22 +150,30 @@ class _Warnings(logging.Handler):
 
 
 def _directories(config: Config) -> Iterator[Finding]:
-    wanted = {}
     if config.backend.key_file is not None:
-        wanted["key directory"] = Path(config.backend.key_file).parent
+        path = Path(config.backend.key_file).parent
+        there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        yield _directory("key directory", path, there)  # the daemon makes it
+    wanted = {}
     if config.engine.startswith("sqlite:"):
-        wanted["store directory"] = Path(config.engine.partition("://")[2]).parent
+        file = config.engine.partition("://")[2].partition("?")[0]
+        wanted["store directory"] = Path(file).parent
     for name, door in (("frontend", config.frontend), ("backend", config.backend)):
         if door.unix_socket is not None:
             wanted[f"{name} directory"] = Path(door.unix_socket).parent
     for name, path in wanted.items():
-        there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
-        if os.access(there, os.W_OK | os.X_OK):
-            yield Finding("ok", name, f"{path} can be written")
-        else:
-            yield Finding(
-                "FAIL", name, f"{there} cannot be written by this user; chown or chmod it"
-            )
+        yield _directory(name, path, path)
+
+
+def _directory(name: str, path: Path, there: Path) -> Finding:
+    """Look at a directory, or at what is there of the way to it."""
+    if not there.exists():
+        return Finding("FAIL", name, f"{path} does not exist; make it, for the daemon's user")
+    if not there.is_dir():
+        return Finding("FAIL", name, f"{there} is no directory; name another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("FAIL", name, f"{there} cannot be written by this user; chown or chmod it")
+    return Finding("ok", name, f"{path} can be written")
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -105,8 +105,12 @@ def parse_url(url: str) -> Source:
     return Source(Path(text).resolve(), **options)
 
 
+class InUse(ConfigError):
+    """Another process has the file."""
+
+
 class Lock:
-    """The right to a file, held while this object is open; ConfigError if another has it."""
+    """The right to a file, held while this object is open; InUse if another has it."""
 
     def __init__(self, path: Path) -> None:
         name = f"{path}.lock"
@@ -117,7 +121,7 @@ class Lock:
         except OSError as error:
             holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip()
             self.release()
-            raise ConfigError(
+            raise InUse(
                 f"engine: {path} is in use by process {holder or '(unknown)'}; one daemon has one"
                 " file: stop the other one, or name another file"
             ) from error

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -296,14 +296,15 @@ class DaemonProcess:
 
 @asynccontextmanager
 async def process(
-    *arguments: str, environ: Mapping[str, str] | None = None, cwd: Path = ROOT
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    program: Sequence[str] = (sys.executable, "-m", "syncserver"),
 ) -> AsyncIterator[DaemonProcess]:
     """Start ``syncserver ARGUMENTS``; at the end it is killed by its pid if it still runs."""
     path = os.pathsep.join([str(ROOT), str(cwd)])
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "syncserver",
+        *program,
         *arguments,
         cwd=cwd,
         env={"PYTHONPATH": path, "PATH": os.environ.get("PATH", ""), **(environ or {})},
