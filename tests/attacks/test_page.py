@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,19 +36,27 @@ def test_every_attack_has_a_test_that_is_there_or_a_reason() -> None:
     assert [number for number in without if "Not tested:" not in rows()[number]] == []
 
 
-def imports() -> Iterator[tuple[str, str]]:
+@functools.cache
+def nodes() -> list[tuple[str, ast.AST]]:
+    found = []
     for path in sorted((ROOT / "syncserver").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            yield from ((path.relative_to(ROOT / "syncserver").as_posix(), name) for name in names)
+        name = path.relative_to(ROOT / "syncserver").as_posix()
+        found += [(name, node) for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    return found
 
 
 def importers(*wanted: str) -> set[str]:
     return {path for path, name in imports() if name in wanted}
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    for path, node in nodes():
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from ((path, name) for name in names)
 
 
 def test_the_daemon_asks_no_address_that_somebody_gave_it() -> None:
@@ -58,10 +67,9 @@ def test_the_daemon_asks_no_address_that_somebody_gave_it() -> None:
 
 def test_nothing_that_runs_what_it_reads_is_used() -> None:
     assert not importers("pickle", "marshal", "shelve", "yaml", "subprocess")
-    for path in (ROOT / "syncserver").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in ("eval", "exec"), path
+    for path, node in nodes():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), path
 
 
 def test_no_pattern_of_a_client_is_run() -> None:

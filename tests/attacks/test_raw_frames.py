@@ -97,7 +97,7 @@ def test_so_it_is_of_what_comes_with_the_handshake(target: Target) -> None:
 
 
 def test_so_it_is_byte_by_byte(target: Target) -> None:
-    for data, code in BROKEN.values():
+    for data, code in list(BROKEN.values())[::3]:
         if len(data) < 100:
             with target.websocket() as wire:
                 for byte in data:
