@@ -29,6 +29,7 @@ from syncserver.services.base import Request, RPCService, rpc_asynchronous, rpc_
 from tests.conftest import ExpectedLog
 from tests.support.daemon import Daemon, Peer, call_body, process, serving, settings, until
 from tests.support.sockets import Echo, RawPeer, mounted
+from tests.support.sockjs import site
 
 FULL = ("syncserver.server", "the most")
 
@@ -364,6 +365,15 @@ async def test_who_answers_pings_and_says_nothing_else_is_closed_in_time() -> No
         assert await speaker.rest() == []
         assert (await mute.end())[0] == 4009
         assert await speaker.rest() == []
+
+
+async def test_who_polls_and_says_nothing_is_closed_in_time() -> None:
+    async with site(ping_seconds=0.1, first_message_seconds=0.3) as place:
+        path = place.session()
+        async with asyncio.timeout(10):
+            while not (frame := await place.poll(path)).startswith(b"c"):
+                pass
+        assert frame == b'c[4009,""]\n'
 
 
 async def test_a_message_that_does_not_end_is_given_up() -> None:

@@ -25,10 +25,10 @@ from syncserver.commands import base
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError, Unavailable
+from syncserver.gate import places
 
 _FILES = 10_000
 _BACKLOG = 1024
-_RESERVED_FILES = 64
 _ENGINE_SECONDS = 10.0
 _LIVE_SECONDS = 3.0
 _LOCAL = ("127.", "::1", "localhost")
@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
     return base.TO_MEND if any(finding.level == "FAIL" for finding in findings) else 0
 
 
-def _files(_config: Config) -> Iterator[Finding]:
+def _files(config: Config) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    text = f"{soft} may be open, so about {max(0, soft - _RESERVED_FILES)} connections"
+    text = f"{soft} may be open, so about {places(config.limits)[0]} connections"
     if soft >= _FILES:
         yield Finding("ok", "open files", text)
     else:
