@@ -280,6 +280,11 @@ on_frontend = true
         ),
         ("[backend]\non_frontend = true\nport = 1", "port: does not go with on_frontend; take it"),
         (
+            "[backend]\non_frontend = true\nmetrics_need_key = false",
+            "metrics_need_key: does not go with on_frontend; take it",
+        ),
+        ("[backend]\nmetrics_need_key = 1", "metrics_need_key: must be true or false, not"),
+        (
             '[frontend]\ntrusted_proxies = ["10.0.0.1/8"]',
             "trusted_proxies[0]: 10.0.0.1/8 has host bits set; write an address, a network",
         ),

@@ -37,6 +37,7 @@ from syncserver.measures import METRICS, PREFIX, REFUSALS, Sample
 from syncserver.registry import ServiceRegistry
 from tests.conftest import ExpectedLog
 from tests.support.daemon import KEY, Daemon, serving, settings, until
+from tests.test_doors import read
 from tests.test_events import ids_of, open_name, opened
 from tests.test_workers import page, post, workers
 
@@ -286,6 +287,11 @@ async def test_a_key_can_be_asked_for_which_may_be_a_bearer_token() -> None:
             assert (response.headers.get("WWW-Authenticate") == "Bearer") == (status == 401)
         counted = dict(daemon.backend.traffic.errors.items())
         assert counted == {"unauthorized": 4, "forbidden": 1}
+
+
+def test_that_a_key_is_needed_is_read_from_the_settings(tmp_path: Path) -> None:
+    assert not read(tmp_path, "").backend.metrics_need_key
+    assert read(tmp_path, "[backend]\nmetrics_need_key = true").backend.metrics_need_key
 
 
 async def test_where_browsers_are_a_key_is_always_asked_for() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 import venv
 import zipfile
@@ -134,6 +135,16 @@ def get(url: str) -> bytes:
         return body
 
 
+def check_extra_is_named(url: str) -> None:
+    """See that a door which needs a package says so; the environment has none of them."""
+    try:
+        get(url)
+    except urllib.error.HTTPError as error:
+        if error.code == 501 and b"syncserver[metrics]" in error.read():
+            return
+    raise SystemExit(f"{url} does not say what it needs")
+
+
 def check_running(bin_folder: Path, outside: Path) -> None:
     """Start the installed daemon and use each of its doors once."""
     (outside / "syncserver.toml").write_text(CONFIG, "utf-8")
@@ -142,6 +153,7 @@ def check_running(bin_folder: Path, outside: Path) -> None:
     serve = [syncserver, "serve", "--config", "syncserver.toml"]
     with serving(serve, environment, outside) as url:
         get(url["backend"].replace("/backend", "/live"))
+        check_extra_is_named(url["backend"].replace("/backend", "/metrics"))
         call = [str(bin_folder / "python"), "-c", CALL, url["backend"]]
         subprocess.run(call, cwd=outside, env=environment, check=True)
         page = url["frontend"].replace("ws://", "http://").replace("/ws", "/syncserver.js")
