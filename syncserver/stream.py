@@ -174,16 +174,22 @@ class Stream(Generic[T]):
             self._catching_up = asyncio.ensure_future(self._catch_up())
 
     async def _open(self) -> None:
+        engine, name, past = self._engine, self.name, self._past_seconds
+        self._stand_at(await (engine.since(name, past) if past else engine.head(name)))
+        with contextlib.suppress(PositionLost):
+            if past:
+                await self._read_to_head()
         while self._stop is None:
-            self.cursor = await self._begin()
-            self._tail_first = self.cursor.offset + 1
-            with contextlib.suppress(PositionLost):  # trimmed since: look again
-                self._stop = await self._engine.follow(self.name, self.cursor, self)
+            try:
+                self._stop = await engine.follow(name, self.cursor, self)
+            except PositionLost:  # trimmed meanwhile, or begun anew
+                self._stand_at(await engine.head(name))
 
-    async def _begin(self) -> Position:
-        if self._past_seconds:
-            return await self._engine.since(self.name, self._past_seconds)
-        return await self._engine.head(self.name)
+    def _stand_at(self, position: Position) -> None:
+        self.cursor = position
+        self._tail.clear()
+        self._tail_first = position.offset + 1
+        self.tail_size = 0
 
     def _accept(self, entry: Entry) -> bool:
         cursor, position = self.cursor, entry.position
@@ -265,7 +271,11 @@ class Stream(Generic[T]):
 
     async def _caught_up(self) -> bool:
         try:
-            return await self._read_to_head()
+            try:
+                return await self._read_to_head()
+            except PositionLost as lost:
+                await self._begin_anew(lost.reason)
+                return True
         except Unavailable:
             return False
         except Exception:
@@ -274,25 +284,16 @@ class Stream(Generic[T]):
 
     async def _read_to_head(self) -> bool:
         """Deliver what follows the cursor; False if the log does not follow itself."""
-        while True:
-            try:
-                entries = await self._engine.read(self.name, self.cursor, _CATCH_UP_ENTRIES)
-            except PositionLost as lost:
-                await self._begin_anew(lost.reason)
-                return True
-            if not entries:
-                return True
+        while entries := await self._engine.read(self.name, self.cursor, _CATCH_UP_ENTRIES):
             whole = all(map(self._accept, entries))
             self._turn_ended()
             if not whole:
                 return False
             await asyncio.sleep(0)
+        return True
 
     async def _begin_anew(self, reason: RefetchReason) -> None:
-        self.cursor = await self._engine.head(self.name)
-        self._tail.clear()
-        self._tail_first = self.cursor.offset + 1
-        self.tail_size = 0
+        self._stand_at(await self._engine.head(self.name))
         while self._waiting:
             self._release_first()
         logger.warning("%s was lost (%s); its subscribers fetch again", self.name, reason)

@@ -99,6 +99,9 @@ class Scripted(MemoryEngine):
         self.fail()
         return self.last()
 
+    async def since(self, stream: str, seconds: float) -> Position:
+        return self.log[self.first - 2].position if self.first > 1 else self.start
+
     async def read(self, stream: str, after: Position, limit: int) -> list[Entry]:
         self.reads += 1
         await asyncio.sleep(0)
@@ -217,6 +220,34 @@ async def test_an_opening_begins_anew_when_its_head_is_trimmed_before_it_follows
     assert stream.cursor == engine.last()
     engine.tell(*engine.add(b"x"))
     assert heard.events == [b"x"]
+    await stream.close()
+
+
+async def test_an_opening_reads_the_past_back_before_it_is_done() -> None:
+    engine, heard = Scripted(), Heard()
+    engine.add(*(b"%d" % number for number in range(1_000)))
+    stream = stream_of(engine, heard, past_seconds=60)
+    await stream.open()
+    assert stream.cursor == engine.last()
+    assert heard.values == [b"%d" % number for number in range(1_000)]
+    await stream.close()
+
+
+async def test_what_is_trimmed_while_it_is_read_back_is_lost_to_nobody() -> None:
+    engine, heard = Scripted(), Heard()
+    engine.add(*(b"%d" % number for number in range(1_000)))
+    stream = stream_of(engine, heard, past_seconds=60)
+
+    def trim() -> None:
+        if engine.reads == 2:
+            engine.trim(900)
+
+    engine.before_read = trim
+    await stream.open()
+    assert stream.cursor == engine.last()
+    engine.tell(*engine.add(b"x"))
+    assert heard.events[-1] == b"x"
+    assert not [event for event in heard.events if isinstance(event, RefetchReason)]
     await stream.close()
 
 
