@@ -26,6 +26,11 @@ _RESERVE = 64
 _RESERVED_PART = 8
 _OWN = 32
 
+_REASONS = {
+    "connections": "there are too many",
+    "address": "too many of this address (a proxy? then name it in trusted_proxies)",
+}
+
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Length: 0\r\n\r\n"
@@ -70,7 +75,7 @@ class Gate:
         reason = self._refusal(key)
         if reason is not None:
             self.refused.add(reason)
-            logger.info("Refused a connection from %s: %s", key or "a proxy", reason)
+            logger.info("Refused %s: %s", key or "a connection", _REASONS[reason])
             return None
         self._is_full = False
         self.open += 1
