@@ -346,6 +346,16 @@ async def test_messages_faster_than_allowed_end_a_session_with_4013() -> None:
         assert await canary.rest() == []
 
 
+async def test_a_long_message_counts_as_several() -> None:
+    async with serving(Echo("echo"), messages_per_second=1, max_message_burst=20) as daemon:
+        long, short = await daemon.connect(), await daemon.connect()
+        for _ in range(4):
+            long.send("echo", "x" * 50_000)
+            short.send("echo", "x")
+        assert (await long.end())[0] == 4013
+        assert await short.rest() == ["x"] * 4
+
+
 @pytest.mark.parametrize("opcode", [0x9, 0xA])
 async def test_pings_and_pongs_nobody_asked_for_count_as_messages(opcode: int) -> None:
     registry = ServiceRegistry([], limits=Limits(messages_per_second=1, max_message_burst=20))

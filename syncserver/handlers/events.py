@@ -31,6 +31,7 @@ logger = logging.getLogger("syncserver.events")
 _SERVICE = "datasync"
 _FIELDS = {"token", "position", "service"}
 _PREFLIGHT_SECONDS = 600
+_BODY_BYTES = 4096
 _ID = re.compile(r"(?P<position>[a-z0-9.]{0,64})/(?P<token>[A-Za-z0-9_-]{1,128})")
 
 
@@ -197,7 +198,7 @@ class EventsHandler(RequestHandler):
         content_type = self.request.headers.get("Content-Type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
             raise HTTPError(415)  # a form could be posted from any page
-        if len(self.request.body) > self._limits.max_message_bytes:
+        if len(self.request.body) > _BODY_BYTES:
             raise HTTPError(413)
         body = strict_json.decode(self.request.body)
         if not isinstance(body, dict) or body.keys() - _FIELDS:

@@ -243,6 +243,14 @@ def channel_call(wire: Wire, channel: Any) -> str | None:
     return code
 
 
+def test_messages_that_take_long_to_read_end_with_4013(target: Target) -> None:
+    inside = ",".join('{"a":[]}' for _ in range(6_500))
+    with target.websocket() as wire:
+        for _ in range(200):
+            wire.say('{"service":"none","message":[' + inside + "]}")
+        assert wire.close_code() in (4013, None)
+
+
 def test_what_javascript_trips_over_is_data(target: Target) -> None:
     row = {"__proto__": {"x": 1}, "constructor": 1, "$where": "1", "toString": None, "id": 1}
     with target.websocket() as wire:
