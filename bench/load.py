@@ -7,6 +7,7 @@ same commands, which stand at the top of ``load.c``.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,10 @@ class Generator:
     def cpu_micros(self) -> float:
         """Return the processor time that it has used."""
         return cpu_micros(self._process.pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal: stopped, none of its clients reads."""
+        self._process.send_signal(number)
 
     def stop(self) -> None:
         """End it."""

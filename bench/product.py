@@ -79,28 +79,50 @@ class Product(Peer):
     def prepare(self, count: int) -> Callable[[], Answer]:
         """Get tokens for so many clients."""
         with self.poster() as poster:
-            self.tokens = [self._token(poster, n) for n in range(count * self._tokens_each)]
+            numbers = range(count * self._tokens_each)
+            self.tokens = [self.token(poster, self._items(n)) for n in numbers]
         return self.acquiring(None, count)
 
     def acquiring(self, position: str | None, count: int) -> Callable[[], Answer]:
         """Return what connects the clients and acquires their tokens from a position on."""
         texts = Path(self._folder.name, "texts")
+        return self.acquiring_with(self.generator, self.tokens, position, texts, count)
+
+    def acquiring_with(
+        self,
+        generator: Generator,
+        tokens: Sequence[str],
+        position: str | None,
+        texts: Path,
+        count: int | None = None,
+    ) -> Callable[[], Answer]:
+        """Return what connects clients of a generator, one for each token unless told, to acquire.
+
+        :param texts: the file to write their calls to.
+        """
         lines = (
             _call("datasync", "acquireSubscription", {"token": one, "position": position}, n + 1)
-            for n, one in enumerate(self.tokens)
+            for n, one in enumerate(tokens)
         )
         texts.write_bytes(b"\n".join(lines) + b"\n")
         port, path = self._frontend.port or 0, self._frontend.path
         mark = '"type":"response"'
-        return lambda: self.generator.connect(port, path, count, texts=texts, mark=mark)
+        number = len(tokens) if count is None else count
+        return lambda: generator.connect(port, path, number, texts=texts, mark=mark)
 
     def stop(self) -> None:
         """End server and clients, and remove the files."""
         super().stop()
         self._folder.cleanup()
 
-    def _token(self, poster: Poster, number: int) -> str:
-        params = {"items": list(self._items(number))}
+    @property
+    def metrics_url(self) -> str:
+        """Return where the daemon tells of itself."""
+        return f"http://{self._backend.netloc}/metrics"
+
+    def token(self, poster: Poster, items: Sequence[Row]) -> str:
+        """Return a token for some items."""
+        params = {"items": list(items)}
         answer = poster.post(_call("datasync_backend", "authorizeSubscription", params))
         token: str = json.loads(answer)["message"]["data"]
         return token
