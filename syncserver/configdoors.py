@@ -58,8 +58,9 @@ def check_proxy(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
     except ValueError as error:
+        what = str(error) if text.isprintable() else f"{text!a} is none"
         mend = 'write an address, a network as in "10.0.0.0/8", or "unix"'
-        raise ConfigError(f"{error}; {mend}") from None
+        raise ConfigError(f"{what}; {mend}") from None
 
 
 def _port(table: Table, default: int) -> int:

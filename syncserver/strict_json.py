@@ -23,6 +23,7 @@ MAX_ELEMENTS = 100_000
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON client keeps exactly."""
 
+_FRAME_ELEMENTS = 16
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SIXTEEN_DIGITS = b"0" * 16  # what a number beyond MAX_INTEGER has at least
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -58,9 +59,13 @@ def split_array(data: bytes) -> list[bytes]:
         raise InvalidJSON(str(error)) from None
 
 
-def encode(value: Any) -> bytes:
-    """Write JSON that ``decode`` accepts; ValueError on a value that has none."""
-    _check_writable(value)
+def encode(value: Any, *, is_frame: bool = False) -> bytes:
+    """Write JSON that ``decode`` accepts; ValueError on a value that has none.
+
+    :param is_frame: whether it is a frame around what may have as many elements as can be read,
+        and so have a few more.
+    """
+    _check_writable(value, MAX_ELEMENTS + (_FRAME_ELEMENTS if is_frame else 0))
     try:
         return _encoder.encode(value)
     except (TypeError, UnicodeEncodeError) as error:
@@ -141,7 +146,7 @@ def _count_keys(value: Any) -> int:
     return count
 
 
-def _check_writable(value: Any) -> None:
+def _check_writable(value: Any, max_elements: int) -> None:
     level = [value]
     depth = count = 0
     while level:
@@ -150,8 +155,8 @@ def _check_writable(value: Any) -> None:
         count += sum(len(container) or 1 for container in containers)
         if depth > MAX_DEPTH:
             raise ValueError(f"no JSON: nested deeper than {MAX_DEPTH}")
-        if count > MAX_ELEMENTS:
-            raise ValueError(f"no JSON: more than {MAX_ELEMENTS} elements")
+        if count > max_elements:
+            raise ValueError(f"no JSON: more than {max_elements} elements")
         level = []
         for container in containers:
             level += container.values() if isinstance(container, dict) else container

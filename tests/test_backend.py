@@ -33,6 +33,7 @@ from syncserver.services.base import (
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from syncserver.services.pubsub import PubSubBackend, PubSubService
 from syncserver.session import Client
+from syncserver.strict_json import MAX_ELEMENTS
 from tests.conftest import ExpectedLog
 from tests.support.daemon import KEY, Daemon, Peer, call_body, serving, settings, until
 
@@ -574,6 +575,16 @@ async def test_a_length_of_thousands_of_digits_is_too_large_and_no_traceback(hea
         line = await raw._reader.readline()
         assert line[:13] in (b"HTTP/1.1 413 ", b"HTTP/1.1 401 "), line
         assert (await daemon.request(body=GOOD)).code == 200
+
+
+@pytest.mark.parametrize("service", ["nobody", "office"])
+async def test_a_call_id_of_as_many_elements_as_may_be_comes_back(service: str) -> None:
+    call_id = [0] * (MAX_ELEMENTS - 6)  # which are those of the call around it
+    message = {"command": "refuse", "params": {}, "callId": call_id}
+    async with office() as (daemon, _):
+        response = await daemon.request(body=json.dumps({"service": service, "message": message}))
+        answer = json.loads(response.body)["message"]
+        assert (answer["type"], answer["callId"]) == ("error", call_id), answer["code"]
 
 
 async def test_a_connection_is_kept_after_errors() -> None:

@@ -287,3 +287,13 @@ def test_tuples_and_string_enums_are_written_as_what_they_stand_for() -> None:
         RED = "red"
 
     assert strict_json.encode({Color.RED: (1, Color.RED)}) == b'{"red":[1,"red"]}'
+
+
+def test_a_frame_may_have_a_few_elements_more_than_what_it_is_around() -> None:
+    most = [0] * strict_json.MAX_ELEMENTS
+    assert strict_json.decode(strict_json.encode(most)) == most
+    with pytest.raises(ValueError, match="more than"):
+        strict_json.encode({"callId": most})
+    assert strict_json.encode({"callId": most}, is_frame=True).endswith(b",0]}")
+    with pytest.raises(ValueError, match="more than"):
+        strict_json.encode([most, [0] * 100], is_frame=True)

@@ -76,6 +76,8 @@ class RedisEngine(Engine):
             return  # whoever gave the user so few rights knows that server
         if isinstance(info, Exception):
             raise unavailable(info)
+        if not isinstance(info, bytes):
+            raise Unavailable(_STRANGE)
         _look_at(dict(re.findall(r"(?m)^([a-z_]+):(.*?)\r?$", info.decode("utf-8", "replace"))))
 
     async def append(

@@ -68,6 +68,10 @@ _CLASSES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+# What the parsers of redis-py and hiredis raise besides where an answer is none.
+_STUMBLES = (ValueError, TypeError, LookupError, AttributeError, MemoryError, RecursionError)
+
+
 class Cut(Unavailable):
     """The connection failed; what was asked for may have been done, and another may do it."""
 
@@ -139,6 +143,8 @@ class Link:
             return await self._connection.read_response(disconnect_on_error=False)
         except redis.exceptions.ResponseError as refusal:
             return refusal
+        except _STUMBLES as error:
+            raise redis.exceptions.InvalidResponse("no answer") from error
 
 
 class Links:

@@ -52,7 +52,9 @@ class NativeProtocol(Protocol):
 
 def encoded(event: Event, wire: Any) -> bytes:
     """Return the JSON of what tells ``event``; what came out of the log was checked before."""
-    return (strict_json.encode_trusted if isinstance(event, Change) else strict_json.encode)(wire)
+    if isinstance(event, Change):
+        return strict_json.encode_trusted(wire)
+    return strict_json.encode(wire, is_frame=True)
 
 
 def message_for_json(event: Event) -> Any:

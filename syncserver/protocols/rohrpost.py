@@ -80,7 +80,7 @@ class RohrpostProtocol(base.Protocol):
             case Change(_, delta, tag):
                 return (strict_json.encode_trusted(_update(_change(delta, tag))),)
             case Notification(service, message):
-                text = strict_json.encode(message)
+                text = strict_json.encode(message, is_frame=True)
                 return (text,) if service == NAME else ()
             case Acquired(_, call_id, _, _, views):
                 return (_answer(call_id, data=_groups(views)),)
@@ -118,7 +118,7 @@ def _pong(data: Any, asked: Asked) -> Any:
         return data
     pong = {"data": data}
     try:
-        strict_json.encode({"data": pong})
+        strict_json.encode({"data": pong}, is_frame=True)
     except ValueError:  # one level more than it came with
         raise ProtocolError("The data of a ping is nested too deep.", call_id=asked) from None
     return pong
@@ -153,7 +153,7 @@ def _text(call_id: Any, error: RPCError | ProtocolError) -> str:
 
 def _answer(call_id: Any, *, data: Any = None, error: str | None = None) -> bytes:
     asked = call_id if isinstance(call_id, Asked) else Asked(None, (call_id,))
-    return strict_json.encode(_content(asked.type, asked.id, data=data, error=error))
+    return strict_json.encode(_content(asked.type, asked.id, data=data, error=error), is_frame=True)
 
 
 def _content(

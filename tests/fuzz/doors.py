@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import logging
@@ -16,8 +17,8 @@ from typing import Any
 
 from syncserver import strict_json
 from syncserver.config import ProtocolConfig
-from tests.fuzz import requests
-from tests.fuzz.mutation import Make
+from tests.fuzz import redis_bytes, requests
+from tests.fuzz.mutation import Make, bytes_like
 from tests.fuzz.parsers import FRAME_SEEDS
 from tests.fuzz.target import Failure, kept
 from tests.support.daemon import Daemon, Peer, serving, settings, until
@@ -136,6 +137,7 @@ class Door:
         await self.send(place, batch)
         await place.sing()
         await until(lambda: place.daemon.frontend.sockets <= 1, _HANG_SECONDS)
+        gc.collect(1)  # an exception that nobody fetched is logged now
         place.watch.check()
 
 
@@ -250,5 +252,6 @@ DOORS = [
         1_000,
     ),
     Door("calls", requests.CALLS, requests.CALL_LIKE, _calls, 10_000),
+    Door("redis-bytes", redis_bytes.SEEDS, bytes_like(redis_bytes.SEEDS), redis_bytes.send, 500),
     Door("posts", requests.POSTS, requests.POST_LIKE, _posts, 6_000),
 ]

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from syncserver import app, keys
@@ -214,8 +215,57 @@ ADDRESSES = [
 _TOML = [b"[", b"]]\n", b" = ", b'"""', b"'", b"\\u0000", b"[a.b]\n", b"2030-13-01", b"inf", b"nan"]
 _TOML += [b'["x[y"]\n', b"['\"x']\n", b"[" * 900, b'"file:\\u0000"', b"1" * 5_000]
 
+_VALUES = [
+    *(b"0", b"-1", b"1.5", b"1e400", b"inf", b"nan", b"true", b'""', b"[]", b"{}", b"2030-01-01"),
+    *(
+        b"0x10",
+        b"1_0",
+        b'"\\u0000"',
+        b'"\\t"',
+        b'"*"',
+        b"['x']",
+        b"[[1], 'x']",
+        b"[{}]",
+        b"07:32:00",
+    ),
+    *(
+        b'"env:A_KEY"',
+        b'["file:/"]',
+        b"{ a = { b = 1 } }",
+        b'"redis://["',
+        b'"unix:///x"',
+        b"9" * 400,
+    ),
+    *(b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59-23:59", b'"%s"' % (b"a/" * 100)),
+]
+_changed_file = bytes_like(FILES, _TOML)
+
+
+def make_file(rng: Random) -> bytes:
+    """Return a file whose keys have other values, or whose lines stand elsewhere."""
+    if rng.random() < 0.4:
+        return _changed_file(rng)
+    lines = rng.choice(FILES).split(b"\n")
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(lines))
+        key, equals, _ = lines[at].partition(b" = ")
+        match rng.randrange(6):
+            case 0:
+                del lines[at : at + rng.randint(1, 3)]
+            case 1:
+                lines.insert(rng.randrange(len(lines)), lines[at])
+            case 2:
+                lines[at:at] = rng.choice(FILES).split(b"\n")
+            case _ if equals:
+                lines[at] = key + equals + rng.choice(_VALUES)
+            case _:
+                lines[at] += rng.choice(_TOML)
+        lines = lines or [b""]
+    return b"\n".join(lines)
+
+
 TARGETS = [
-    Target("config", FILES, bytes_like(FILES, _TOML), check_config, 1_500),
+    Target("config", FILES, make_file, check_config, 1_500),
     Target("overrides", OVERRIDES, json_like(OVERRIDES), check_overrides, 4_000),
     Target("engines", ENGINES, bytes_like(ENGINES), check_engine_url, 5_000),
     Target("keys", KEYS, bytes_like(KEYS), check_key, 10_000),
