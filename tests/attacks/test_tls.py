@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import trustme
 
-from tests.support.attacked import SECONDS, Target, attacked
+from tests.attacks.test_raw_frames import BROKEN
+from tests.support.attacked import SECONDS, Target, attacked, masked
 
 HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(20)
 
@@ -86,6 +87,22 @@ def test_old_versions_and_weak_ciphers_are_refused(
     context.set_ciphers(ciphers)
     with target.connect(secure=False) as wire, pytest.raises((ssl.SSLError, ConnectionError)):
         context.wrap_socket(wire.plain, server_hostname="localhost")
+
+
+def test_a_frame_that_breaks_a_rule_is_told_which_under_tls_too(target: Target) -> None:
+    for data, code in list(BROKEN.values())[::4]:
+        with target.websocket() as wire:
+            wire.send(data)
+            assert wire.close_code() == code
+
+
+def test_a_flood_under_tls_ends_with_4013(target: Target) -> None:
+    for frame in (masked(0x89, bytes(125)), masked(0x8A), masked(0x81), masked(0x81, b"{}")):
+        with target.websocket() as wire:
+            with contextlib.suppress(OSError):
+                for _ in range(50):
+                    wire.plain.sendall(frame * 100)
+            assert wire.close_code() in (4013, None)
 
 
 def test_a_storm_of_tls_handshakes_is_served(target: Target) -> None:
