@@ -129,7 +129,8 @@ class _Workers:
 
     def _ended(self, number: int, code: int, lived_seconds: float) -> None:
         if self._ending:
-            self._code = self._code or code
+            if -code not in _PASSED_ON:  # that one was told before it listened: nothing to drain
+                self._code = self._code or code
         elif lived_seconds < self._settled_seconds:
             logger.error("Worker %s ended as it started (%s); ending all", number, code)
             self._code = code if code > 0 else _BROKEN

@@ -126,6 +126,31 @@ sys.exit(supervise(2, serve, settled_seconds=0))
 """
 
 
+SLOW_TO_LISTEN = """
+import sys, time
+from syncserver.workers import supervise
+
+def serve(number):
+    print("begun", flush=True)
+    time.sleep(60)
+    return 0
+
+sys.exit(supervise(2, serve))
+"""
+
+
+async def test_a_signal_that_comes_before_the_workers_listen_ends_them_in_order() -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SLOW_TO_LISTEN, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    async with asyncio.timeout(15):
+        for _ in range(2):
+            assert await child.stdout.readline() == b"begun\n"
+        child.send_signal(signal.SIGTERM)
+        assert await child.wait() == 0
+
+
 async def test_a_worker_that_fell_is_replaced_and_the_others_go_on() -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SUPERVISOR, stderr=asyncio.subprocess.PIPE
