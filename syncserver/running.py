@@ -157,6 +157,7 @@ def run(
                 )
             ),
             on_hangup=settings.hung_up,
+            on_end=lambda: _leave(places),
         )
 
 
@@ -173,6 +174,12 @@ def _hold(config: Config, held: contextlib.ExitStack) -> tuple[Config, dict[str,
             port = held.enter_context(reserved(door.address, door.port))
             config = replace(config, **{name: replace(door, port=port)})
     return config, places
+
+
+def _leave(places: Mapping[str, UnixPlace]) -> None:
+    """Let nobody in any more: who comes now is refused, and does not wait for the end."""
+    for place in places.values():
+        place.leave()
 
 
 def _check_shared(engines: Iterable[Engine | type[Engine]], workers: int) -> None:
@@ -225,14 +232,14 @@ async def _serve(
     await signals.get()
     if is_first:
         notify(STOPPING)
-    return await _drained(server, signals)
+    return await _drained(server, signals, None if siblings is None else signal.SIGTERM)
 
 
-async def _drained(server: Server, signals: asyncio.Queue[int]) -> int:
-    """Drain a server unless a second signal comes; return the exit code."""
+async def _drained(server: Server, signals: asyncio.Queue[int], repeated: int | None) -> int:
+    """Drain a server unless a second signal comes, but not this one; return the exit code."""
     logger.info("Draining; a second signal ends at once")
     drain = asyncio.ensure_future(server.drain())
-    second = asyncio.ensure_future(signals.get())
+    second = asyncio.ensure_future(_other(signals, repeated))
     await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
     second.cancel()
     if drain.done():
@@ -240,6 +247,12 @@ async def _drained(server: Server, signals: asyncio.Queue[int]) -> int:
         return 0
     drain.cancel()
     return 1
+
+
+async def _other(signals: asyncio.Queue[int], repeated: int | None) -> None:
+    """Wait for a signal that is not ``repeated``."""
+    while await signals.get() == repeated:
+        pass
 
 
 def _settle_collector() -> None:

@@ -136,12 +136,15 @@ class Server:
             self._doors["backend"].renew_certificate(config.backend)
 
     async def drain(self) -> None:
-        """Finish what is under way, send all clients elsewhere, and close within bounds."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.config.limits.drain_seconds
+        """Finish what is under way, send all clients elsewhere, and close within bounds.
+
+        Half of the time is the clients': a call that takes all it may does not keep them
+        from hearing where to go.
+        """
+        begin, seconds = asyncio.get_running_loop().time(), self.config.limits.drain_seconds
         self.frontend.draining = self.backend.draining = True
         self._doors["frontend"].stop()
-        await self._until(lambda: not self.backend.calls_under_way, deadline)
+        await self._until(lambda: not self.backend.calls_under_way, begin + seconds / 2)
         sessions = list(self.frontend.sessions)
         spread_ms = 1000 * max(1, len(sessions) // _RECONNECTS_PER_SECOND)
         for number, session in enumerate(sessions):
@@ -149,7 +152,7 @@ class Server:
             session.close(CloseCode.DRAIN, f'{{"retry_after": {wait}}}')
             if number % _CLOSED_PER_SLICE == _CLOSED_PER_SLICE - 1:
                 await asyncio.sleep(0)
-        await self._until(lambda: not self.frontend.sockets, deadline)
+        await self._until(lambda: not self.frontend.sockets, begin + seconds)
         await self.stop()
 
     async def stop(self) -> None:

@@ -45,14 +45,17 @@ def supervise(
     *,
     settled_seconds: float = _SETTLED_SECONDS,
     on_hangup: Callable[[], signal.Signals | None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> int:
     """Run ``serve(number)`` in so many processes; return the exit code for this one.
 
-    SIGTERM and SIGINT are passed on, and end it when all have ended; for SIGHUP, what
-    ``on_hangup`` makes of it is passed on. A process that falls is replaced; one that
-    falls before it has settled ends them all, with its code.
+    The first SIGTERM or SIGINT is passed on as SIGTERM, after ``on_end``; it ends when all have
+    ended. Others are passed on as SIGINT: who stops a service may send SIGTERM to all its
+    processes, so that a worker may get it twice. For SIGHUP, what ``on_hangup`` makes of it is
+    passed on. A process that falls is replaced; one that falls before it has settled ends
+    them all, with its code.
     """
-    return _Workers(serve, settled_seconds, on_hangup).run(count)
+    return _Workers(serve, settled_seconds, on_hangup, on_end).run(count)
 
 
 class _Workers:
@@ -61,10 +64,12 @@ class _Workers:
         serve: Callable[[int], int],
         settled_seconds: float,
         on_hangup: Callable[[], signal.Signals | None],
+        on_end: Callable[[], None],
     ) -> None:
         self._serve = serve
         self._settled_seconds = settled_seconds
         self._on_hangup = on_hangup
+        self._on_end = on_end
         self._running: dict[int, tuple[int, float]] = {}
         self._ending = False
         self._code = 0
@@ -86,6 +91,9 @@ class _Workers:
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        if self._ending:  # nobody would tell this one
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+            return
         pid = os.fork()
         if pid:
             self._running[pid] = (number, time.monotonic())
@@ -130,11 +138,11 @@ class _Workers:
     def _ended(self, number: int, code: int, lived_seconds: float) -> None:
         if self._ending:
             if -code not in _PASSED_ON:  # that one was told before it listened: nothing to drain
-                self._code = self._code or code
+                self._code = self._code or (code if code >= 0 else _BROKEN)
         elif lived_seconds < self._settled_seconds:
             logger.error("Worker %s ended as it started (%s); ending all", number, code)
             self._code = code if code > 0 else _BROKEN
-            self._pass_on(signal.SIGTERM, None)
+            self._end()
         else:
             logger.error("Worker %s ended (%s) and is replaced", number, code)
             self._start(number)
@@ -147,8 +155,15 @@ class _Workers:
             self._pass_on(meant, None)
 
     def _pass_on(self, number: int, frame: object) -> None:
+        if self._ending:
+            self._send(signal.SIGINT)
+        else:
+            self._end()
+
+    def _end(self) -> None:
         self._ending = True
-        self._send(number)
+        self._on_end()
+        self._send(signal.SIGTERM)
 
     def _send(self, number: int) -> None:
         for pid in tuple(self._running):

@@ -120,24 +120,24 @@ async def test_many_clients_are_told_to_come_again_at_different_times() -> None:
 @pytest.mark.parametrize("stuck", ["call", "socket"])
 async def test_a_drain_is_over_in_time_whatever_does_not_end(stuck: str) -> None:
     office = Office()
-    async with serving(backend=[office], drain_seconds=0.2) as daemon:
+    async with serving(backend=[office], drain_seconds=0.4) as daemon:
         loop = asyncio.get_running_loop()
+        peer = await daemon.connect()
         asking = None
+        daemon.frontend.sockets += 1  # one that never closes
         if stuck == "call":
             asking = asyncio.ensure_future(daemon.request(body=SLOW))
             await until(lambda: daemon.backend.calls_under_way)
-        else:
-            peer = await daemon.connect()
-            daemon.frontend.sockets += 1  # one that never closes
         begin = loop.time()
-        await daemon.server.drain()
-        assert 0.1 < loop.time() - begin < 1
+        drain = asyncio.ensure_future(daemon.server.drain())
+        assert (await peer.end())[0] == 4001
+        assert not drain.done(), "the process would be gone before it was told"
+        await drain
+        assert 0.1 < loop.time() - begin < 2
         office.gate.set()
+        daemon.frontend.sockets -= 1
         if asking is not None:
             await asking
-        else:
-            daemon.frontend.sockets -= 1
-            assert (await peer.end())[0] == 4001
 
 
 async def test_a_drain_without_anybody_is_over_at_once() -> None:

@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from syncserver.handlers.sockjs_relay import Siblings
 from tests.support import valkey
 from tests.support.daemon import KEY, DaemonProcess, Peer, call_body, process, until
 
@@ -37,23 +39,25 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def config(folder: Path, engine: str) -> str:
+def config(folder: Path, engine: str, door: str = "port = 0") -> str:
     path = folder / "syncserver.toml"
     path.write_text(
-        f'engine = "{engine}"\n[frontend]\nport = 0\n[backend]\nport = 0\n'
+        f'engine = "{engine}"\n[frontend]\n{door}\n[backend]\nport = 0\n'
         f'api_keys = ["{KEY}"]\n[limits]\ndrain_seconds = 3\n'
     )
     return str(path)
 
 
 @asynccontextmanager
-async def workers(folder: Path, count: int = 2, *settings: str) -> AsyncIterator[DaemonProcess]:
+async def workers(
+    folder: Path, count: int = 2, *settings: str, door: str = "port = 0"
+) -> AsyncIterator[DaemonProcess]:
     """Start so many on a Valkey of their own."""
     with valkey.running() as server:
         arguments = (
             "serve",
             "--config",
-            config(folder, server.url),
+            config(folder, server.url, door),
             "--workers",
             str(count),
             *settings,
@@ -216,6 +220,61 @@ async def test_a_client_that_polls_reaches_its_session_in_whichever_process_it_i
         daemon.child.send_signal(signal.SIGTERM)
         assert await daemon.ended() == 0
     assert "Traceback" not in daemon.log
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return where a Unix socket may be; the path of ``tmp_path`` is too long for one."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "frontend.sock"
+
+
+@pytest.mark.seconds(60)
+async def test_workers_that_are_told_twice_to_end_still_drain_and_let_nobody_in(
+    tmp_path: Path, place: Path
+) -> None:
+    patience = ("--set", "limits.disconnect_seconds=50")
+    async with workers(tmp_path, 2, *patience, door=f'unix_socket = "{place}"') as daemon:
+        await holding(place)
+        told = children(daemon.child.pid)
+        for pid in told:  # as systemd may do
+            os.kill(pid, signal.SIGTERM)
+        assert daemon.child.stderr is not None
+        for _ in told:
+            while b"Draining" not in await daemon.child.stderr.readline():
+                pass
+        daemon.child.send_signal(signal.SIGTERM)
+        await until(lambda: not place.exists())
+        assert children(daemon.child.pid), "it is still draining"
+        assert await daemon.ended() == 0
+
+
+@pytest.mark.seconds(60)
+async def test_a_second_signal_for_the_parent_ends_all_workers_at_once(
+    tmp_path: Path, place: Path
+) -> None:
+    patience = ("--set", "limits.disconnect_seconds=50", "--set", "limits.drain_seconds=40")
+    async with workers(tmp_path, 2, *patience, door=f'unix_socket = "{place}"') as daemon:
+        await holding(place)
+        daemon.child.send_signal(signal.SIGTERM)
+        await until(lambda: not place.exists())
+        daemon.child.send_signal(signal.SIGTERM)
+        assert await daemon.ended() == 1
+
+
+async def holding(place: Path) -> None:
+    """Open a session that polls no more, for which a drain waits, in each of two processes."""
+    ids = {Siblings(place, 0, 2).owner(name): name for name in map(str, range(9))}
+    assert len(ids) == 2
+    for name in ids.values():
+        answer = b""
+        while not answer.endswith(b"o\n"):  # until its process listens too
+            reader, writer = await asyncio.open_unix_connection(str(place))
+            head = f"POST /ws/sockjs/000/{name}/xhr HTTP/1.1\r\nHost: a\r\nConnection: close"
+            writer.write(f"{head}\r\nContent-Length: 0\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
 
 
 class AsyncHTTP:
