@@ -20,6 +20,7 @@ from syncserver.config import ProtocolConfig
 from tests.fuzz import redis_bytes, requests
 from tests.fuzz.mutation import Make, bytes_like
 from tests.fuzz.parsers import FRAME_SEEDS
+from tests.fuzz.requests import STREAM, TOKEN
 from tests.fuzz.target import Failure, kept
 from tests.support.daemon import Daemon, Peer, serving, settings, until
 
@@ -66,6 +67,15 @@ class Place:
         self._canary = canary
         self._numbers = itertools.count()
 
+    async def filled(self, batch: Sequence[bytes]) -> list[bytes]:
+        """Return inputs with a token and a stream that there are."""
+        token = await self.daemon.authorize(("AllTasks", None), ("CommentsByBlogEntry", 7, "t"))
+        whole = [one.replace(TOKEN, token.encode()) for one in batch]
+        if all(STREAM not in one for one in batch):
+            return whole
+        stream = await _stream_of(self.daemon, token)
+        return [one.replace(STREAM, stream.encode()) for one in whole]
+
     async def sing(self) -> None:
         """Let the canary be answered, and hear what is published."""
         channel = f"canary {next(self._numbers)}"
@@ -77,6 +87,17 @@ class Place:
         answer = await self._canary.call("pubsub", "unsubscribe", channel=channel)
         assert answer["type"] == "response", answer
         self._canary.take()
+
+
+async def _stream_of(daemon: Daemon, token: str) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.server.frontend_port)
+    headers = ["Content-Type: application/json", "Connection: close"]
+    writer.write(requests.request("POST", "/events", headers, b'{"token":"%b"}' % token.encode()))
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    stream: str = json.loads(answer.partition(b"\r\n\r\n")[2])["stream"]
+    return stream
 
 
 @asynccontextmanager
@@ -134,7 +155,7 @@ class Door:
             raise Failure(self.name, b"\n--\n".join(batch), error) from error
 
     async def _try(self, place: Place, batch: Sequence[bytes]) -> None:
-        await self.send(place, batch)
+        await self.send(place, await place.filled(batch))
         await place.sing()
         await until(lambda: place.daemon.frontend.sockets <= 1, _HANG_SECONDS)
         gc.collect(1)  # an exception that nobody fetched is logged now

@@ -130,9 +130,16 @@ def frames_of(seeds: Sequence[bytes], texts: Make) -> Make:
             return as_bytes(rng)
         if kind < 0.5:
             return random_frames(rng)
-        return b"".join(client_frame(rng.choice((0x81, 0x81, 0x82)), texts(rng)) for _ in range(3))
+        firsts = (0x81, 0x81, 0x82)
+        return b"".join(client_frame(rng.choice(firsts), texts(rng), bytes(4)) for _ in range(3))
 
     return make
+
+
+TOKEN, STREAM = b"@token".ljust(32, b"@"), b"@stream"
+"""Stand for what a daemon makes; a token is as long."""
+
+_TOKEN = TOKEN.decode()
 
 
 def call(service: str, command: str, **params: Any) -> bytes:
@@ -157,7 +164,7 @@ POSTS = [
     call("datasync_backend", "publish", deltas=_DELTAS[:1]),
     call("datasync_backend", "requestRefetch", items=_ITEMS[:2]),
     call("datasync_backend", "requestRefetch", model="Task"),
-    call("datasync_backend", "revokeSubscription", token="t"),
+    call("datasync_backend", "revokeSubscription", token=_TOKEN),
     call("datasync_backend", "notify", group="g", type="create", object={"id": 1}),
     call("pubsub_backend", "publish", channel={"c": [1]}, message=[None]),
 ]
@@ -167,7 +174,9 @@ CALLS = [
     call("pubsub", "unsubscribe", channel="a"),
     call("pubsub", "publish", channel="a", message={"m": 1}),
     call("datasync", "acquireSubscription", token="t", position="abc.1.ff"),
-    call("datasync", "cancelSubscription", token="t"),
+    call("datasync", "acquireSubscription", token=_TOKEN),
+    call("datasync", "acquireSubscription", token=_TOKEN, position=None),
+    call("datasync", "cancelSubscription", token=_TOKEN),
 ]
 _JSON_HEADERS = ["Content-Type: application/json"]
 _KEYED = [*_JSON_HEADERS, f"X-Backend-Key: {KEY}"]
@@ -187,7 +196,7 @@ _UPGRADE = [
     *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
 ]
-_EVENTS = b'{"token":"t","position":null,"service":"datasync"}'
+_EVENTS = b'{"token":"%b","position":null,"service":"datasync"}' % TOKEN
 FRONTEND = [
     request("GET", "/ws", _UPGRADE),
     request("GET", "/ws/sockjs/websocket", [*_UPGRADE, "Sec-WebSocket-Version: 8"]),
@@ -213,7 +222,8 @@ FRONTEND = [
     request("POST", "/events", [*_JSON_HEADERS, *_ORIGIN], _EVENTS),
     request("OPTIONS", "/events", _ORIGIN),
     request("GET", "/events?stream=datasync.abc", [*_ORIGIN, "Last-Event-ID: a.1.ff/token"]),
-    request("GET", "/events?stream=datasync.abc", _ORIGIN),
+    request("GET", "/events?stream=@stream", _ORIGIN),
+    request("GET", "/events?stream=datasync.abc", [*_ORIGIN, f"Last-Event-ID: /{_TOKEN}"]),
     request("GET", "/syncserver.js"),
     request("GET", "/health"),
 ]
