@@ -4,12 +4,16 @@ A kind is a logger and the text that it formats. Of each kind ``BURST`` records 
 written in a window of ``WINDOW_SECONDS``; those over it are counted, and the count is
 written when the window is over. So who knocks a million times with a wrong key fills
 no disk and hides no other line.
+
+The daemon never waits for its log: what a pipe that nobody reads, or a full disk, does not take
+is dropped, and counted when it takes something again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +24,7 @@ BURST = 20
 WINDOW_SECONDS = 10.0
 
 _MAX_KINDS = 1000
+_PIECE = 1000  # characters, so less than a pipe takes at once when it takes anything
 
 # Text from outside cannot begin a line of its own in the log, nor steer a terminal.
 CONTROLS = {
@@ -91,6 +96,8 @@ class LogHandler(logging.StreamHandler[TextIO]):
         self.setFormatter(JSONFormatter() if format == "json" else LineFormatter())
         self._clock = clock
         self._windows: dict[tuple[str, str], _Window] = {}
+        self._lost = 0
+        self._is_torn = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, unless there were too many of its kind."""
@@ -105,7 +112,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
         window.count += 1
         window.last = record
         if window.count <= BURST:
-            super().emit(record)
+            self._write(record)
 
     def close(self) -> None:
         """Write what was counted, and close."""
@@ -120,7 +127,44 @@ class LogHandler(logging.StreamHandler[TextIO]):
                 return
             del self._windows[kind]
             if window.count > BURST:
-                super().emit(_summary(window.last, window.count - BURST))
+                self._write(_summary(window.last, window.count - BURST))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        begin = 0
+        try:
+            text = self.format(record) + self.terminator
+            if self._lost:
+                text = self.format(_loss(self._lost)) + self.terminator + text
+            if self._is_torn:
+                text = self.terminator + text
+            for begin in range(0, len(text), _PIECE):
+                if not _has_room(self.stream):
+                    raise BlockingIOError  # as a full disk would
+                self.stream.write(text[begin : begin + _PIECE])
+                self.flush()
+            self._lost, self._is_torn = 0, False
+        except OSError:
+            self._lost += 1
+            self._is_torn = self._is_torn or begin > 0
+        except Exception:  # noqa: BLE001  # a record that cannot be formatted: logging's own way
+            self.handleError(record)
+
+
+def _has_room(stream: TextIO) -> bool:
+    """Tell whether a piece can be written without waiting for who reads."""
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # it is in memory
+        return True
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _loss(lines: int) -> logging.LogRecord:
+    """Return a record of those that could not be written."""
+    text = "%d lines could not be written"
+    return logging.LogRecord("syncserver.log", logging.WARNING, "", 0, text, (lines,), None)
 
 
 def _summary(last: logging.LogRecord, left_out: int) -> logging.LogRecord:

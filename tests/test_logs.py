@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -65,6 +67,39 @@ def test_what_was_counted_is_written_at_the_end() -> None:
     log.take()
     log.handler.close()
     assert log.take() == ["syncserver.x: 1 more within 10 s are not shown: Refused"]
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    try:
+        with os.fdopen(writing, "w", encoding="utf-8") as stream:
+            handler = LogHandler(stream)
+            record = functools.partial(logging.LogRecord, "syncserver.x", logging.INFO, "", 1)
+            for number in range(300):
+                handler.handle(record(f"kind {number} " + "x" * 10 * number, (), None))
+            lost, before = handler._lost, os.read(reading, 1 << 20).decode().split("\n")
+            assert lost
+            assert sum("syncserver.x: kind" in line for line in before) == 300 - lost + bool(
+                before[-1]
+            )
+            handler.handle(record("it is read again", (), None))
+            lines = os.read(reading, 1 << 16).decode().strip("\n").split("\n")
+        assert lines[0].endswith(f"WARNING syncserver.log: {lost} lines could not be written")
+        assert lines[1].endswith("it is read again")
+    finally:
+        os.close(reading)
+
+
+def test_a_full_disk_is_no_end() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as stream:
+        handler = LogHandler(stream)
+        for _ in range(3):
+            handler.handle(logging.LogRecord("syncserver.x", logging.INFO, "", 1, "x", (), None))
+        assert handler._lost == 3
+        null = os.open(os.devnull, os.O_WRONLY)  # so that what is left can be let go of
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def test_kinds_without_end_take_no_memory_without_end() -> None:
