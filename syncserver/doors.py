@@ -21,7 +21,7 @@ from syncserver.counters import Tally
 from syncserver.gate import Gate, refuse, wrapped
 from syncserver.handlers.base import NothingHandler
 from syncserver.handlers.proxied import ProxiedServer, Proxies, parse_address
-from syncserver.tls import make_context, renew_context
+from syncserver.tls import make_context
 
 logger = logging.getLogger("syncserver.server")
 
@@ -106,7 +106,6 @@ class Door:
                 log_function=_log_request,
                 compress_response=False,
             ),
-            ssl_options=self._tls,
             idle_connection_timeout=idle_seconds,
             body_timeout=limits.body_seconds,
             max_header_size=_HEADER_BYTES,
@@ -135,9 +134,13 @@ class Door:
         self.port = sockets[0].getsockname()[1]
 
     def renew_certificate(self, settings: Frontend | Backend) -> None:
-        """Show the certificate of these settings to those who connect from now on."""
+        """Show the certificate of these settings to those who connect from now on.
+
+        ConfigError if it is none; the one before is shown on then: a context that has refused
+        a certificate has none left.
+        """
         if self._tls is not None and settings.tls_cert is not None:
-            renew_context(self._tls, settings.tls_cert, settings.tls_key)
+            self._tls = make_context(settings.tls_cert, settings.tls_key)
 
     def stop(self) -> None:
         """Take no new connections."""

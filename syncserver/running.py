@@ -217,7 +217,10 @@ async def _serve(
         if meant == signal.SIGTERM:
             signals.put_nowait(meant)
         elif meant == signal.SIGHUP:
-            server.renew(settings.config)
+            try:
+                server.renew(settings.config)
+            except ConfigError as error:
+                logger.error("The certificate stays as it was: %s", error)  # noqa: TRY400
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

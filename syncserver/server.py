@@ -127,7 +127,10 @@ class Server:
         self.metrics.start()
 
     def renew(self, config: Config) -> None:
-        """Take keys, origins and certificates of other settings, for whoever comes from now on."""
+        """Take keys, origins and certificates of other settings, for whoever comes from now on.
+
+        ConfigError if the files of a certificate have changed since the settings were read.
+        """
         self.config = config
         self._keys.replace(config.backend.api_keys)
         self._origins[:] = config.frontend.allowed_origins

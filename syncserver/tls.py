@@ -16,12 +16,6 @@ def make_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    renew_context(context, certificate, key)
-    return context
-
-
-def renew_context(context: ssl.SSLContext, certificate: str, key: str | None = None) -> None:
-    """Show this certificate to those who connect from now on, or raise ConfigError."""
     for path in filter(None, (certificate, key)):
         _check_readable(Path(path))
     if _is_open_to_all(Path(key or certificate)):
@@ -32,6 +26,7 @@ def renew_context(context: ssl.SSLContext, certificate: str, key: str | None = N
         reason = getattr(error, "reason", None) or error
         pair = f"{certificate} with {key}" if key else certificate
         raise ConfigError(f"{pair} is no certificate with its key, in PEM: {reason}") from None
+    return context
 
 
 def _check_readable(path: Path) -> None:

@@ -215,6 +215,7 @@ def test_the_unit_runs_commands_that_there_are_and_is_hardened(tmp_path: Path) -
         assert (program, flag) == ("/opt/syncserver/bin/syncserver", "--config")
         assert command in {"check-config", "serve"}
     assert service["RestartPreventExitStatus"] == "78"
+    assert service["KillMode"] == "mixed", "or workers are told twice"
     assert int(service["TimeoutStopSec"]) > Config().limits.drain_seconds
     if shutil.which("systemd-analyze"):  # more than this file needs is not installed for it
         checked = tmp_path / "syncserver.service"

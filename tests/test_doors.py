@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
 
 from syncserver.config import Backend, Config, Frontend
 from syncserver.configfile import load
@@ -18,7 +22,7 @@ from syncserver.doors import UnixPlace
 from syncserver.errors import ConfigError
 from syncserver.handlers.proxied import Proxies
 from tests.support import valkey
-from tests.support.daemon import KEY, Daemon, call_body, process, serving, settings
+from tests.support.daemon import KEY, Daemon, Peer, call_body, process, serving, settings
 
 CALL = call_body("pubsub_backend", "publish", {"channel": 1, "message": 1})
 
@@ -45,6 +49,29 @@ async def exchange(path: Path, head: str, body: str = "") -> bytes:
 
 
 POST = f"POST /backend HTTP/1.1\nX-Backend-Key: {KEY}\nContent-Type: application/json"
+
+
+# Certificates.
+
+
+async def test_a_certificate_that_fits_no_key_leaves_the_one_before(tmp_path: Path) -> None:
+    first, second = trustme.CA(), trustme.CA()
+    certificate, key = tmp_path / "door.pem", tmp_path / "door.key"
+    made = first.issue_cert("127.0.0.1")
+    made.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
+    made.cert_chain_pems[0].write_to_path(certificate)
+    config = with_doors({"tls_cert": str(certificate), "tls_key": str(key)})
+    trust = ssl.create_default_context()
+    first.configure_trust(trust)
+    async with serving(config=config) as daemon:
+        second.issue_cert("127.0.0.1").cert_chain_pems[0].write_to_path(certificate)
+        with pytest.raises(ConfigError, match="is no certificate with its key"):
+            daemon.server.renew(config)
+        url = f"wss://127.0.0.1:{daemon.server.frontend_port}/ws"
+        peer = Peer(await websocket_connect(HTTPRequest(url, ssl_options=trust)))
+        daemon.peers.append(peer)
+        assert await peer.rest() == []
 
 
 # What is no request.

@@ -23,7 +23,7 @@ from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from syncserver.session import Client
 from tests.support.calls import backend_call
 from tests.support.daemon import Daemon, serving, settings, until
-from tests.support.events import Source, source
+from tests.support.events import Source, Told, source
 
 ALL = ("AllTasks", None)
 PAGE = "https://app.example.org"
@@ -67,6 +67,13 @@ async def open_name(daemon: Daemon, token: str, position: str | None = None) -> 
 
 def opened(daemon: Daemon, name: str, last_id: str = "", **options: Any) -> Any:
     return source(daemon.server.frontend_port, name, last_id, **options)
+
+
+async def read_whole(daemon: Daemon, name: str) -> tuple[list[Told], str, int]:
+    """Return the events of a stream that ends, and what a browser keeps of it."""
+    async with opened(daemon, name) as stream:
+        seen = await stream.end()
+        return seen, stream.last_id, stream.retry
 
 
 async def ids_of(stream: Source, count: int) -> list[int]:
@@ -405,6 +412,32 @@ async def test_who_comes_while_it_drains_is_asked_to_come_again() -> None:
         daemon.frontend.draining = False
         async with opened(daemon, name) as stream:
             await stream.until("position")
+
+
+async def test_a_drain_that_begins_while_a_stream_opens_ends_it_too(monkeypatch: Any) -> None:
+    async with serving() as daemon:
+        token = await daemon.authorize(ALL)
+        name = await open_name(daemon, token)
+        service = daemon.frontend.registered_services["datasync"]
+        asked, gate = asyncio.Event(), asyncio.Event()
+        take = service.engine.take_grant  # type: ignore[union-attr]
+
+        async def late(*args: Any, **kwargs: Any) -> Any:
+            asked.set()
+            await gate.wait()
+            return await take(*args, **kwargs)
+
+        monkeypatch.setattr(service.engine, "take_grant", late)
+        daemon.frontend.sockets += 1  # a peer that takes its time
+        reading = asyncio.ensure_future(read_whole(daemon, name))
+        await asked.wait()
+        drain = asyncio.ensure_future(daemon.server.drain())
+        await until(lambda: daemon.frontend.draining)
+        gate.set()
+        assert await reading == ([], f"/{token}", 1000), "it may come again"
+        assert not drain.done()
+        daemon.frontend.sockets -= 1
+        await drain
 
 
 async def test_a_log_out_of_reach_ends_the_stream_which_comes_again(monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from syncserver.handlers.sockjs_relay import Siblings
+from tests.conftest import ExpectedLog
 from tests.support.daemon import until
 from tests.support.sockjs import BUSY, FORM, OPEN, Site, site
 from tests.test_sockjs import beheaded, put
@@ -128,6 +130,19 @@ async def test_a_session_whose_process_is_away_is_out_of_reach(tmp_path: Path) -
             answer = await place.post(f"{of(1, tmp_path)}/{name}", '["x"]')
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert await place.poll(of(0, tmp_path)) == OPEN
+
+
+async def test_without_a_descriptor_a_request_is_not_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with site(siblings=Siblings(tmp_path, 0, 2)) as place:
+        with expected_log("syncserver.sockjs", "Too many open files"), monkeypatch.context() as m:
+            m.setattr("syncserver.handlers.sockjs_relay.open_stream", exhausted)
+            answer = await place.post(f"{of(1, tmp_path)}/xhr")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
 
 
 async def test_a_process_that_goes_breaks_what_it_answers(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ class EventsHandler(RequestHandler):
         if self._is_gone:
             return
         self._stream = stream = self._open(name, reserved)
+        if self._session is not None and self._registry.draining:  # since it was asked above
+            self._session.close(CloseCode.DRAIN, '{"retry_after": 1000}')
         await stream.ended
 
     def on_connection_close(self) -> None:

@@ -194,9 +194,14 @@ class SessionRequest(SockJSRequest):
         if self.is_too_large and self.most_bytes:
             self.refuse(413, "Too large.")
             return
-        self._relay = Relay(self, bytes(self.body))
-        await self._relay.run(path)
-        if not self._relay.is_answered:
+        try:
+            self._relay = relay = Relay(self, bytes(self.body))
+        except OSError as error:
+            logger.warning("Cannot pass a request on: %s", error.strerror)
+            self.refuse(503, "This session is out of reach.")
+            return
+        await relay.run(path)
+        if not relay.is_answered:
             self.refuse(503, "This session is out of reach.")
 
     async def serve(self, session_id: str) -> None:

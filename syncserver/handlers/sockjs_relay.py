@@ -59,16 +59,23 @@ class Siblings:
         return str(self._folder / f"{number}.sock")
 
 
+def open_stream() -> IOStream:
+    """Return a stream over a Unix socket that is not connected; OSError: no descriptor is left."""
+    return IOStream(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+
+
 class Relay(HTTPMessageDelegate):
     """Passes one request on, and its answer back.
 
     :param handler: has the request, and takes the answer.
+
+    OSError where there is no descriptor left for it.
     """
 
     def __init__(self, handler: RequestHandler, body: bytes) -> None:
         self._handler = handler
         self._body = body
-        self._stream = IOStream(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        self._stream = open_stream()
         self._passed: asyncio.Future[None] | None = None
         self.is_answered = False
 
