@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import trustme
 from syncserver_client import Backend, Unauthorized
+from tornado.httpclient import HTTPClientError
 
 from tests.support import valkey
 from tests.support.daemon import DaemonProcess, process
@@ -34,7 +35,7 @@ from tests.support.operating import (
     lend_dependencies,
     publishing,
 )
-from tests.test_deploy import authority, nginx
+from tests.test_deploy import Front, authority, nginx
 from tests.test_reload import hang_up
 
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "operate.rst"
@@ -127,21 +128,16 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("built"))
-
-
-@pytest.fixture(scope="module")
-def installed(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the block that installs, once for all tests."""
     folder = tmp_path_factory.mktemp("opt")
-    for wheel in wheels.iterdir():
-        shutil.copy(wheel, folder)
     machine = Machine(folder, folder / "syncserver")
 
     async def install() -> None:
         make, pip = INSTALL.splitlines()
-        await machine.run(make)
+        wheels, _ = await asyncio.gather(asyncio.to_thread(built, folder), machine.run(make))
+        for wheel in wheels.iterdir():
+            shutil.copy(wheel, folder)
         lend_dependencies(machine.installed)
         await machine.run(pip)
 
@@ -213,8 +209,24 @@ async def test_the_page_leads_from_the_wheel_to_a_change_over_tls(
             delta = json.loads(await child.stdout.readline())
             assert await child.wait() == 0
         assert (delta["type"], delta["data"]["title"]) == ("insert", "Buy milk")
+        await a_page_is_served_and_a_page_elsewhere_is_not(machine, front)
         daemon.child.send_signal(signal.SIGTERM)
         assert await daemon.ended() == 0
+
+
+async def a_page_is_served_and_a_page_elsewhere_is_not(machine: Machine, front: Front) -> None:
+    """Connect as browsers do, with the origin of the page."""
+    with Backend(machine.url, machine.key()) as backend:
+        token = backend.authorize(ALL)
+    assert await front.status("/syncserver.js") == 200
+    peer = await front.connect(Origin="https://app.example.org")
+    answer = await peer.call("datasync", "acquireSubscription", token=token, position=None)
+    assert answer["type"] == "response"
+    assert await machine.run(PUBLISH.replace('"id": 1', '"id": 2')) == "1 published\n"
+    assert (await peer.notice("delta"))["delta"]["data"]["id"] == 2
+    await peer.close()
+    with pytest.raises(HTTPClientError, match="403"):
+        await front.connect(Origin="https://elsewhere.example")
 
 
 @pytest.mark.seconds(120)

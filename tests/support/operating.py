@@ -39,10 +39,13 @@ def built(folder: Path) -> Path:
     wheels = folder / "wheels"
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels)]
-    for project in (checkout, checkout / "clients" / "python"):
-        command = [*pip, *options, str(project)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    building = [
+        subprocess.Popen([*pip, *options, str(project)], stderr=subprocess.PIPE, text=True)
+        for project in (checkout, checkout / "clients" / "python")
+    ]
+    for child in building:
+        _, said = child.communicate()
+        assert child.returncode == 0, said
     return wheels
 
 
@@ -173,7 +176,10 @@ class Page:
                 pass  # it is tried again
             finally:
                 self.live, self._gathered = False, []
+                protocol = connection.protocol
                 connection.close()
+                if protocol is not None:
+                    protocol.stream.close()  # nobody waits for the answer
             self.ends[connection.close_code] += 1
             self._doors.append(self._doors.pop(0))
 
