@@ -128,6 +128,11 @@ class Subscriptions:
             asyncio.get_running_loop().call_soon(self.turn_ended)
         return self.stream.cursor
 
+    def check_room(self, session: Session) -> None:
+        """Raise RPCError if a session has as many subscriptions as it may."""
+        if len(self.peers.get(session).subscriptions) >= self._limits.max_subscriptions:
+            raise RPCError("Too many subscriptions", code="subscription_limit")
+
     async def cancel(self, session: Session, token: str) -> None:
         """End a subscription of this session and drop its grant."""
         subscription = self.peers.get(session).subscriptions.get(token)
@@ -191,11 +196,9 @@ class Subscriptions:
     def _check(self, session: Session, token: str, position: Position | None) -> None:
         if position is not None and position.epoch != self.stream.cursor.epoch:
             raise Refetch(RefetchReason.EPOCH)
-        held = self.peers.get(session).subscriptions
-        if token in held:
+        if token in self.peers.get(session).subscriptions:
             raise AlreadyAcquired
-        if len(held) >= self._limits.max_subscriptions:
-            raise RPCError("Too many subscriptions", code="subscription_limit")
+        self.check_room(session)
 
     async def _begin(
         self, session: Session, token: str, taken: Taken, *, resumable: bool

@@ -238,6 +238,25 @@ async def test_no_more_groups_than_subscriptions_are_allowed() -> None:
         application: Any = daemon.frontend.registered_services["application"]
         [held] = application._held.values()
         assert len(held) == 2
+        datasync: Any = daemon.frontend.registered_services["datasync"]
+        assert datasync.engine.waiting_grants() == 0, "a token for nobody is left"
+
+
+async def test_what_was_subscribed_with_is_not_kept_and_nothing_of_what_was_revoked() -> None:
+    async with rohrpost() as daemon:
+        peer = await connected(daemon)
+        datasync: Any = daemon.frontend.registered_services["datasync"]
+        application: Any = daemon.frontend.registered_services["application"]
+        for n in range(3):
+            data = {"type": "a", "id": n, "more": "x" * 10_000}
+            answer = await ask(peer, id=n, type="subscribe", auth_jwt="good", data=data)
+            assert answer["data"] == {"group": f"a-{n}"}
+            [held] = application._held.values()
+            assert [len(key) for key in held] == [32]
+            for token in held.values():
+                await daemon.post("datasync_backend", "revokeSubscription", token=token)
+            await until(lambda: not datasync.subscriptions.peers.subscriptions())
+            assert (await peer.read())["type"] == "subscription-update"
 
 
 async def test_native_clients_call_the_same_handlers_and_the_same_hook() -> None:

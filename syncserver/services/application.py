@@ -6,6 +6,7 @@ clients call by a plain name (rohrpost) reach it under the name ``application``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -95,21 +96,24 @@ class ApplicationService(RPCService):
     async def subscribe(self, req: Request, data: Any = None, message: Any = None) -> None:
         """Subscribe to what the hook makes of the data; once, however often it is asked for."""
         datasync, session = self._carrier(), session_of(req)
-        held, key = self._held.setdefault(session, {}), canonical.key(data)
+        held, key = self._held.setdefault(session, {}), _digest(data)
         views = datasync.views_of(session, held.get(key, ""))
         if views is not None:
             req.answer(Acquired(datasync.name, req.call_id, held[key], None, views))
             return
+        datasync.subscriptions.check_room(session)  # before a token is made that nobody would take
         items = self._items(await self._ask(req, data), datasync)
         trusted = DataSyncBackend(f"{self.name}_backend", datasync)
         token = await trusted.authorizeSubscription(req, items)
         await datasync.acquireSubscription(req, token)
+        for other in [one for one in held if datasync.views_of(session, held[one]) is None]:
+            del held[other]  # it was ended otherwise
         held[key] = token
 
     @rpc_command
     async def unsubscribe(self, req: Request, data: Any = None, message: Any = None) -> None:
         """End what was subscribed to with the same data."""
-        token = self._held.get(session_of(req), {}).pop(canonical.key(data), None)
+        token = self._held.get(session_of(req), {}).pop(_digest(data), None)
         if token is None:
             raise NoSuchSubscription
         await self._carrier().cancelSubscription(req, token)
@@ -151,6 +155,10 @@ class ApplicationService(RPCService):
             return handler(req, params.get("data"))
 
         return call
+
+
+def _digest(data: Any) -> bytes:
+    return hashlib.sha256(canonical.key(data)).digest()
 
 
 def _denied() -> RPCError:
