@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import random
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -589,3 +591,18 @@ async def test_a_handler_in_an_application_of_ones_own_serves_pages_of_its_host(
         await server.close_all_connections()
         await datasync.close()
         await datasync.engine.close()
+
+
+async def test_a_peer_that_was_gone_before_its_request_was_read_leaves_no_session() -> None:
+    async with serving(ping_seconds=0.2) as daemon:
+        token = await daemon.authorize(("AllTasks", None))
+        request = (
+            f"GET /events?stream=datasync.x HTTP/1.1\r\nHost: x\r\nLast-Event-ID: /{token}\r\n\r\n"
+        )
+        with socket.socket() as plain:
+            plain.connect(("127.0.0.1", daemon.server.frontend_port))
+            # The second is read when the answer to the first has found the connection reset.
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + request.encode())
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await until(daemon.frontend.traffic.opened.total)
+        await until(lambda: not daemon.frontend.sockets and not daemon.frontend.sessions)

@@ -102,11 +102,13 @@ class EventStream:
     def _send(self, data: bytes) -> bool:
         stream = self._stream()
         if stream is None or stream.closed():
+            self.lost()  # Tornado tells nobody of what was closed before the request was read
             return True
         self._handler.write(data)
         future = self._handler.flush()
         if future.done():
-            future.exception()  # the peer is gone, which the handler hears otherwise
+            if future.exception() is not None:
+                self.lost()
             return True
         self._is_busy = True
         future.add_done_callback(self._left)

@@ -67,7 +67,8 @@ class Session:
         elif came.kind not in self.known:
             self.known.add(came.kind)
             small = smaller(TARGETS[name], came) if name in TARGETS else came
-            keep(name, small.data, f"{type(small.error).__name__}: {small.error}"[:200])
+            if small.alone:
+                keep(name, small.data, f"{type(small.error).__name__}: {small.error}"[:200])
             print(f"FAILED {small}", flush=True)
 
     async def turn(self, name: str, rng: Random, seconds: float) -> None:

@@ -8,6 +8,8 @@ import gc
 import itertools
 import json
 import logging
+import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from typing import Any
 
 from syncserver import strict_json
 from syncserver.config import ProtocolConfig
+from syncserver.handlers import sockjs_framing as framing
 from tests.fuzz import redis_bytes, requests
 from tests.fuzz.mutation import Make, bytes_like
 from tests.fuzz.parsers import FRAME_SEEDS
@@ -152,7 +155,8 @@ class Door:
         except Exception as error:
             for one in batch if len(batch) > 1 else ():
                 await self.attempt(place, [one])
-            raise Failure(self.name, b"\n--\n".join(batch), error) from error
+            alone = len(batch) == 1
+            raise Failure(self.name, b"\n--\n".join(batch), error, alone=alone) from error
 
     async def _try(self, place: Place, batch: Sequence[bytes]) -> None:
         await self.send(place, await place.filled(batch))
@@ -178,9 +182,11 @@ async def _exchange(port: int, hello: bytes, data: bytes) -> bytes:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 came = await reader.read(16)
         writer.write_eof()
-        # Who still reads may be sent an answer that does not end.
-        async with asyncio.timeout(_PATIENCE_SECONDS if came else _HANG_SECONDS):
-            await reader.read()
+        async with asyncio.timeout(_HANG_SECONDS):
+            while not came and (piece := await reader.read(1_000)):
+                came += piece
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await reader.read()  # who still reads may be sent an answer that does not end
     except TimeoutError:
         assert came, f"neither an answer nor an end to {data[:200]!r}"
     except OSError:  # a reset is an end
@@ -230,22 +236,68 @@ def _is_answer(message: Any) -> bool:
     return isinstance(message, dict) and message.get("type") in ("response", "error")
 
 
+class _Posting:
+    """A connection that is kept, for one request after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, port: int) -> AsyncIterator[_Posting]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def post(self, path: str, headers: Sequence[str], body: bytes) -> tuple[int, bytes]:
+        """Return status and body of an answer."""
+        length = [] if body else ["Content-Length: 0"]
+        self._writer.write(requests.request("POST", path, [*headers, *length], body))
+        async with asyncio.timeout(_HANG_SECONDS):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            size = re.search(r"\r\ncontent-length: (\d+)", head)
+            answer = await self._reader.readexactly(int(size[1]) if size else 0)
+        return int(head.split(" ")[1]), answer
+
+
 async def _posts(place: Place, batch: Sequence[bytes]) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", _backend(place.daemon))
-    try:
+    async with _Posting.to(_backend(place.daemon)) as posting:
         for body in batch:
-            writer.write(requests.request("POST", "/backend", requests._KEYED, body or b" "))
-            async with asyncio.timeout(_HANG_SECONDS):
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-                [length] = [x for x in head.split("\r\n") if x.startswith("content-length:")]
-                answer = await reader.readexactly(int(length.partition(":")[2]))
-            status = int(head.split(" ")[1])
+            status, answer = await posting.post("/backend", requests._KEYED, body)
             message = strict_json.decode(answer)["message"]
             assert status in (200, 400), (status, message)
             assert message.get("code") != "internal_error", message
-            json.loads(answer)
-    finally:
-        writer.transport.abort()
+
+
+async def _polls(place: Place, batch: Sequence[bytes]) -> None:
+    path = f"/ws/sockjs/000/{secrets.token_hex(8)}"
+    async with _Posting.to(_frontend(place.daemon)) as posting:
+        assert await posting.post(f"{path}/xhr", (), b"") == (200, b"o\n")
+        due: list[bytes] = []
+        for body in batch:
+            status, said = await posting.post(f"{path}/xhr_send", (), body)
+            try:
+                texts = framing.read(body)
+            except ValueError:
+                assert status == 500, said
+            else:
+                assert status == 204, said
+                due += texts
+        await posting.post(f"{path}/xhr_send", (), json.dumps([_LAST]).encode())
+        answers: list[Any] = []
+        while not answers or answers[-1].get("callId") != "the last":
+            _, frame = await posting.post(f"{path}/xhr", (), b"")
+            if frame.startswith(b"a"):
+                answers += [json.loads(text)["message"] for text in json.loads(frame[1:])]
+            assert frame[:1] in (b"a", b"h"), frame
+        answers = [one for one in answers if _is_answer(one)]
+        assert len(answers) == len(due) + 1, f"{len(answers) - 1} answers to {len(due)} calls"
+
+
+_LAST = requests.call("none", "none").decode().replace('"callId": 1', '"callId": "the last"')
 
 
 DOORS = [
@@ -273,6 +325,7 @@ DOORS = [
         1_000,
     ),
     Door("calls", requests.CALLS, requests.CALL_LIKE, _calls, 10_000),
+    Door("polls", requests.POLLED, requests.polled_like, _polls, 500),
     Door("redis-bytes", redis_bytes.SEEDS, bytes_like(redis_bytes.SEEDS), redis_bytes.send, 500),
     Door("posts", requests.POSTS, requests.POST_LIKE, _posts, 6_000),
 ]

@@ -230,6 +230,17 @@ FRONTEND = [
 
 POST_LIKE = json_like(POSTS)
 CALL_LIKE = json_like(CALLS, [b'"callId":'])
+POLLED = [json.dumps([one.decode()]).encode() for one in CALLS] + [b"[]", b'["","{}","\\ud800"]']
+_texts_like = json_like(POLLED)
+
+
+def polled_like(rng: Random) -> bytes:
+    """Return an array of texts, or nearly, or one of a text that is nearly a call."""
+    if rng.random() < 0.4:
+        return _texts_like(rng)
+    return json.dumps([CALL_LIKE(rng).decode("utf-8", "replace")]).encode()
+
+
 BACKEND_LIKE = requests_like(BACKEND, POST_LIKE)
 FRONTEND_LIKE = requests_like(FRONTEND, bytes_like([*SOCKJS, _EVENTS, b"d=%5B%22a%22%5D"]))
 NATIVE_LIKE = frames_of(FRAME_SEEDS, CALL_LIKE)

@@ -48,11 +48,12 @@ class Target:
 
 @dataclass
 class Failure(Exception):
-    """An input that fails."""
+    """An input that fails; not alone: several did, together."""
 
     target: str
     data: bytes
     error: BaseException = field(repr=False)
+    alone: bool = True
 
     def __str__(self) -> str:
         shown = json.dumps(self.data.decode("latin-1"))
