@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ConfigError as error:
-        more = f" (and {len(error.others)} more: syncserver check-config)" if error.others else ""
-        return fail(REFUSED, error.located() + more)
+        return fail(REFUSED, error.in_one_line())
     except Failed as failed:
         return fail(failed.code, str(failed))
     except KeyboardInterrupt:

@@ -260,6 +260,11 @@ class ConfigError(Exception):
             return message
         return f"{self.source}:{self.line}{message.removeprefix(self.source)}"
 
+    def in_one_line(self) -> str:
+        """Return the message with its place, and how many more there are."""
+        more = f" (and {len(self.others)} more: syncserver check-config)" if self.others else ""
+        return self.located() + more
+
 
 class CloseCode(enum.IntEnum):
     """Why the server ends a connection; 40xx: reconnect, 45xx: do not (DESIGN 6.15)."""

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
@@ -62,7 +63,8 @@ class Settings:
         try:
             read = self._read()
         except ConfigError as error:
-            logger.error("The settings stay as they were: %s", error)  # noqa: TRY400
+            text = "The settings stay as they were: %s"
+            logger.error(text, error.in_one_line())  # noqa: TRY400
             return False
         self.config = with_renewable(self.config, read)
         waiting = ", ".join(differences(with_renewable(self._first, read), read)) or "nothing"
@@ -241,12 +243,15 @@ async def _serve(
 async def _drained(server: Server, signals: asyncio.Queue[int], repeated: int | None) -> int:
     """Drain a server unless a second signal comes, but not this one; return the exit code."""
     logger.info("Draining; a second signal ends at once")
+    began, clients = time.monotonic(), len(server.frontend.sessions)
     drain = asyncio.ensure_future(server.drain())
     second = asyncio.ensure_future(_other(signals, repeated))
     await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
     second.cancel()
     if drain.done():
         drain.result()
+        seconds = time.monotonic() - began
+        logger.info("Drained in %.1f s; %d clients were sent elsewhere", seconds, clients)
         return 0
     drain.cancel()
     return 1

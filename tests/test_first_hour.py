@@ -299,6 +299,7 @@ async def test_nodes_are_drained_under_load_and_nobody_misses_or_repeats_a_delta
                     await grown(programs)
                     daemon.child.send_signal(signal.SIGTERM)
                     assert await daemon.ended() == 0
+                    assert re.search(r"Drained in .* s; [1-9] clients were sent", daemon.log)
                     await held.enter_async_context(machine.serving())
                     await until(lambda: all(page.live for page in pages))
                     await grown(programs)

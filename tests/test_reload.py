@@ -111,7 +111,9 @@ async def test_a_broken_file_keeps_what_there_is_and_says_so_in_one_line(tmp_pat
     async with running(place) as daemon:
         place.write(key=OTHER, origin="no origin")
         line = await hang_up(daemon, "The settings stay as they were")
-        assert "ERROR syncserver.app: The settings stay as they were: " in line
+        number = place.path.read_text("utf-8").partition("allowed_origins")[0].count("\n") + 1
+        where = f"{place.path}:{number}: [frontend] allowed_origins"
+        assert f"ERROR syncserver.app: The settings stay as they were: {where}" in line
         assert "allowed_origins[0]: 'no origin' is no origin" in line
         assert (await status(daemon, KEY), await status(daemon, OTHER)) == (200, 401)
         assert await may_connect(daemon, "https://a.example")
