@@ -18,7 +18,7 @@ from tornado.web import Application, RequestHandler
 from syncserver.accepting import BACKLOG, Acceptor
 from syncserver.config import Backend, Frontend, Limits
 from syncserver.counters import Tally
-from syncserver.gate import Gate, refuse, wrapped
+from syncserver.gate import Gate, Seats, refuse, wrapped
 from syncserver.handlers.base import NothingHandler
 from syncserver.handlers.proxied import ProxiedServer, Proxies, parse_address
 from syncserver.tls import make_context
@@ -75,7 +75,7 @@ class Door:
     """One address and the routes behind it.
 
     :param idle_seconds: how long a connection may stay without a request.
-    :param most: how many connections it may have.
+    :param seats: how many connections it may have, with those it shares them with.
     :param refused: counts those that it did not take.
     :param reuse_port: share the address with other processes.
     :param place: the Unix socket to listen on, where other processes do too.
@@ -88,7 +88,7 @@ class Door:
         *,
         limits: Limits,
         idle_seconds: float,
-        most: int,
+        seats: Seats,
         refused: Tally | None = None,
         reuse_port: bool = False,
         place: UnixPlace | None = None,
@@ -113,7 +113,7 @@ class Door:
         )
         self._server.proxies = proxies = Proxies(settings.trusted_proxies)
         self.gate = Gate(
-            limits, most, lambda address: proxies.trusts(parse_address(address)), refused
+            limits, seats, lambda address: proxies.trusts(parse_address(address)), refused
         )
         self._place = place
         self._acceptors: list[Acceptor] = []

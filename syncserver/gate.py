@@ -46,10 +46,23 @@ def places(limits: Limits) -> tuple[int, int]:
     return min(limits.max_connections, soft - reserve), max(1, reserve - _OWN)
 
 
+class Seats:
+    """So many connections at once, of all who share them: doors, and what is passed on."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    @property
+    def are_taken(self) -> bool:
+        """Tell whether there is none left."""
+        return self.taken >= self.most
+
+
 class Gate:
     """Counts the connections of one door.
 
-    :param most: how many there may be at once.
+    :param seats: how many there may be at once.
     :param is_proxy: tells the addresses that are nobody's own; these are not counted.
     :param refused: counts who is refused, as too many ``connections`` or of one ``address``.
     """
@@ -57,11 +70,11 @@ class Gate:
     def __init__(
         self,
         limits: Limits,
-        most: int,
+        seats: Seats,
         is_proxy: Callable[[str], bool],
         refused: Tally | None = None,
     ) -> None:
-        self.most = most
+        self.seats = seats
         self.open = 0
         self.refused = Tally() if refused is None else refused
         self.pace = Bucket(limits.accepts_per_second, limits.accepts_per_second)
@@ -79,6 +92,7 @@ class Gate:
             return None
         self._is_full = False
         self.open += 1
+        self.seats.taken += 1
         if key:
             self._addresses.enter(key)
         return _counted(connection, self, key)
@@ -86,15 +100,16 @@ class Gate:
     def left(self, key: str) -> None:
         """Hear that a connection was closed."""
         self.open -= 1
+        self.seats.taken -= 1
         if key:
             self._addresses.leave(key)
 
     def _refusal(self, key: str) -> str | None:
-        if self.open >= self.most:
+        if self.seats.are_taken:
             if not self._is_full:
                 self._is_full = True
                 mend = "limits.max_connections, and the limit of descriptors"
-                logger.warning("Refusing connections, %s are the most (%s)", self.open, mend)
+                logger.warning("Refusing connections, %s are the most (%s)", self.seats.taken, mend)
             return "connections"
         if key and not self._addresses.admits(key):
             return "address"

@@ -157,7 +157,7 @@ class Measures:
         first_names = {door: name for name, door in reversed(tuple(self.doors.items()))}
         for door, name in first_names.items():
             yield Sample("connections", {"door": name}, door.gate.open)
-            yield Sample("connections_limit", {"door": name}, door.gate.most)
+            yield Sample("connections_limit", {"door": name}, door.gate.seats.most)
             yield Sample("connections_accepted_total", {"door": name}, door.accepted)
         refused = Counter(dict.fromkeys(REFUSALS, 0))
         for audience, registry in (("frontend", self.frontend), ("backend", self.backend)):

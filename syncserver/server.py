@@ -16,7 +16,7 @@ from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.doors import Door, UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import CloseCode, Unavailable
-from syncserver.gate import places
+from syncserver.gate import Seats, places
 from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
@@ -100,9 +100,10 @@ class Server:
         frontend, backend = self.config.frontend, self.config.backend
         routes = self._frontend_routes()
         header_seconds = self.config.limits.header_seconds
-        of_browsers, of_the_app = places(self.config.limits)
+        of_browsers, of_the_app = map(Seats, places(self.config.limits))
         if self._siblings is not None:  # before anybody can be passed on to them
             private = self._siblings.path(self._siblings.number)
+            self._siblings.seats = of_browsers
             place = Frontend(
                 unix_socket=private, unix_socket_mode="0600", trusted_proxies=("unix",)
             )
@@ -219,14 +220,14 @@ class Server:
         settings: Frontend | Backend,
         routes: list[Any],
         idle_seconds: float,
-        most: int,
+        seats: Seats,
     ) -> Door:
         door = Door(
             settings,
             routes,
             limits=self.config.limits,
             idle_seconds=idle_seconds,
-            most=most,
+            seats=seats,
             refused=(self.backend if name == "backend" else self.frontend).traffic.refused,
             reuse_port=self._reuse_port,
             place=self._places.get(name),

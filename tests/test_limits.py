@@ -23,7 +23,7 @@ from syncserver.accepting import Acceptor
 from syncserver.addresses import _REMEMBERED, Addresses, counted_as, is_public
 from syncserver.bucket import Bucket
 from syncserver.config import Frontend, Limits
-from syncserver.gate import BUSY, Gate, places
+from syncserver.gate import BUSY, Gate, Seats, places
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Request, RPCService, rpc_asynchronous, rpc_command
 from tests.conftest import ExpectedLog
@@ -124,8 +124,25 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair()
 
 
+def test_doors_that_share_their_seats_have_no_more_together() -> None:
+    seats = Seats(1)
+    one, other = (Gate(Limits(), seats, lambda address: False) for _ in range(2))
+    ours, theirs = pair()
+    with theirs:
+        counted = one.admit(ours, "")
+        assert counted is not None
+        other._is_full = True  # it would say so in the log
+        assert other.admit(theirs, "") is None
+        counted.close()
+        again = other.admit(theirs, "")
+        assert again is not None
+        again.close()
+    assert seats.taken == 0
+
+
 def test_a_connection_of_a_public_address_is_counted_until_it_is_closed() -> None:
-    gate = Gate(Limits(max_connections_per_address=1), 10, lambda address: address == "9.9.9.9")
+    limits, seats = Limits(max_connections_per_address=1), Seats(10)
+    gate = Gate(limits, seats, lambda address: address == "9.9.9.9")
     ours, theirs = pair()
     counted = gate.admit(ours, ("8.8.8.8", 1))
     assert counted is not None
@@ -140,7 +157,7 @@ def test_a_connection_of_a_public_address_is_counted_until_it_is_closed() -> Non
             stack.enter_context(admitted)
     counted.close()
     counted.close()
-    assert gate.open == 0
+    assert (gate.open, seats.taken) == (0, 0)
     with theirs:
         again = gate.admit(theirs, ("8.8.8.8", 3))
         assert again is not None
@@ -201,7 +218,7 @@ def test_a_tls_connection_that_is_gone_at_once_is_counted_no_more(tmp_path: Path
     trustme.CA().issue_cert("x").private_key_and_cert_chain_pem.write_to_path(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    gate = Gate(Limits(), 10, lambda _: False)
+    gate = Gate(Limits(), Seats(10), lambda _: False)
     with socket.create_server(("127.0.0.1", 0)) as door:
         client = socket.create_connection(door.getsockname())
         client.sendall(b"x")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from syncserver.gate import Seats
 from syncserver.handlers.sockjs_relay import Siblings
 from tests.conftest import ExpectedLog
 from tests.support.daemon import until
@@ -130,6 +131,21 @@ async def test_a_session_whose_process_is_away_is_out_of_reach(tmp_path: Path) -
             answer = await place.post(f"{of(1, tmp_path)}/{name}", '["x"]')
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert await place.poll(of(0, tmp_path)) == OPEN
+
+
+async def test_what_is_passed_on_has_a_seat_like_a_connection(tmp_path: Path) -> None:
+    other = Siblings(tmp_path, 1, 2)
+    seats = other.seats = Seats(2)
+    async with site(siblings=Siblings(tmp_path, 0, 2)) as first, site(siblings=other) as second:
+        stream = await second.streaming(of(0, tmp_path))
+        await stream.take(OPEN)
+        assert seats.taken == 1
+        seats.taken += 1
+        answer = await second.post(f"{of(0, tmp_path)}/xhr_send", '["x"]')
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        stream.abort()
+        await until(lambda: seats.taken == 1)
+        await until(lambda: not first.registry.sessions)
 
 
 async def test_without_a_descriptor_a_request_is_not_passed_on(

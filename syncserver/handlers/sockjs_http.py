@@ -28,6 +28,7 @@ _COOKIE = "JSESSIONID"
 _COOKIE_VALUE = re.compile(r"[\w.!~:-]{1,128}", re.ASCII)
 _YEAR_SECONDS = 31_536_000
 _LONGEST_ID = 128
+_OUT_OF_REACH = "This session is out of reach."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +177,7 @@ class SessionRequest(SockJSRequest):
                 return self.refuse(404, "No such session.")
         siblings = self.mount.siblings
         if siblings is not None and siblings.owner(session_id) != siblings.number:
-            return await self._pass_on(siblings.path(siblings.owner(session_id)))
+            return await self._pass_on(siblings, siblings.path(siblings.owner(session_id)))
         self.keep_cookie()
         self.do_not_cache()
         self.set_header("X-Content-Type-Options", "nosniff")
@@ -190,19 +191,28 @@ class SessionRequest(SockJSRequest):
         if self._relay is not None:
             self._relay.abort()
 
-    async def _pass_on(self, path: str) -> None:
+    async def _pass_on(self, siblings: Siblings, path: str) -> None:
+        seats = siblings.seats
         if self.is_too_large and self.most_bytes:
             self.refuse(413, "Too large.")
+            return
+        if seats.are_taken:
+            self.mount.registry.traffic.refused.add("connections")
+            self.refuse(503, _OUT_OF_REACH)
             return
         try:
             self._relay = relay = Relay(self, bytes(self.body))
         except OSError as error:
             logger.warning("Cannot pass a request on: %s", error.strerror)
-            self.refuse(503, "This session is out of reach.")
+            self.refuse(503, _OUT_OF_REACH)
             return
-        await relay.run(path)
+        seats.taken += 1
+        try:
+            await relay.run(path)
+        finally:
+            seats.taken -= 1
         if not relay.is_answered:
-            self.refuse(503, "This session is out of reach.")
+            self.refuse(503, _OUT_OF_REACH)
 
     async def serve(self, session_id: str) -> None:
         """Do what this kind of request is for."""

@@ -24,6 +24,8 @@ from tornado.httputil import (
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import RequestHandler
 
+from syncserver.gate import Seats
+
 # Of one connection, not of the request (RFC 9110, 7.6.1); and what is said anew.
 _NOT_PASSED_ON = (
     "Connection",
@@ -47,6 +49,7 @@ class Siblings:
 
     def __init__(self, folder: str | Path, number: int, count: int) -> None:
         self.number = number
+        self.seats = Seats(sys.maxsize)  # until a server has some
         self._folder = Path(folder)
         self.count = count
 

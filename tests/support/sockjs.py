@@ -17,6 +17,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from syncserver.config import Frontend, Limits
 from syncserver.doors import Door
+from syncserver.gate import Seats
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
@@ -282,7 +283,7 @@ async def site(
     if siblings is not None:
         own = siblings.path(siblings.number)
         door = Frontend(unix_socket=own, trusted_proxies=("unix",))
-        private = Door(door, routes, limits=given, idle_seconds=15, most=1000)
+        private = Door(door, routes, limits=given, idle_seconds=15, seats=Seats(1000))
         private.open()
     place = Site(listening.getsockname()[1], echo, tables["/echo"])
     try:
