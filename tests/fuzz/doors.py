@@ -312,8 +312,8 @@ _LAST = requests.call("none", "none").decode().replace('"callId": 1', '"callId":
 
 
 DOORS = [
-    Door("backend", requests.BACKEND, requests.BACKEND_LIKE, _bytes_to(_backend), 3_000),
-    Door("frontend", requests.FRONTEND, requests.FRONTEND_LIKE, _bytes_to(_frontend), 1_500),
+    Door("backend", requests.BACKEND, requests.BACKEND_LIKE, _bytes_to(_backend), 2_000),
+    Door("frontend", requests.FRONTEND, requests.FRONTEND_LIKE, _bytes_to(_frontend), 1_000),
     Door(
         "websocket",
         FRAME_SEEDS,
@@ -335,8 +335,8 @@ DOORS = [
         _bytes_to(_frontend, requests.handshake("/ws/sockjs/000/abc/websocket")),
         1_000,
     ),
-    Door("calls", requests.CALLS, requests.CALL_LIKE, _calls, 10_000),
-    Door("polls", requests.POLLED, requests.polled_like, _polls, 500),
+    Door("calls", requests.CALLS, requests.CALL_LIKE, _calls, 6_000),
+    Door("polls", requests.POLLED, requests.polled_like, _polls, 250),
     Door("redis-bytes", redis_bytes.SEEDS, bytes_like(redis_bytes.SEEDS), redis_bytes.send, 500),
-    Door("posts", requests.POSTS, requests.POST_LIKE, _posts, 6_000),
+    Door("posts", requests.POSTS, requests.POST_LIKE, _posts, 3_000),
 ]

@@ -372,10 +372,10 @@ SOCKJS = [
 ]
 
 TARGETS = [
-    Target("json", JSON + ENVELOPES, json_like(JSON + ENVELOPES), check_json, 30_000),
-    Target("native", ENVELOPES, json_like(ENVELOPES, [b'"callId":']), check_native, 25_000),
+    Target("json", JSON + ENVELOPES, json_like(JSON + ENVELOPES), check_json, 25_000),
+    Target("native", ENVELOPES, json_like(ENVELOPES, [b'"callId":']), check_native, 20_000),
     Target("rohrpost", REQUESTS, json_like(REQUESTS, [b'"id":']), check_rohrpost, 20_000),
-    Target("filters", FILTERS, json_like(FILTERS), check_filter, 20_000),
+    Target("filters", FILTERS, json_like(FILTERS), check_filter, 15_000),
     Target("deltas", DELTAS, json_like(DELTAS), check_delta, 15_000),
     Target("items", ITEMS, json_like(ITEMS), check_item, 5_000),
     Target("positions", POSITIONS, bytes_like(POSITIONS), check_position, 20_000),
