@@ -188,7 +188,7 @@ class Peers:
             return
         peer.told = cursor
         session = peer.session
-        session.put(self._position_frame(session.protocol, cursor))
+        session.put(self.position_frame(session.protocol, cursor))
 
     def tell_progress(self, subscription: Subscription, position: Position) -> None:
         """Tell the peer of a joining subscription how far it has come, if it has no other.
@@ -205,7 +205,8 @@ class Peers:
         for peer in self:
             peer.session.tell(event)
 
-    def _position_frame(self, protocol: Protocol, cursor: Position) -> Frame:
+    def position_frame(self, protocol: Protocol, cursor: Position) -> Frame:
+        """Return the frame that tells ``cursor``; shared unless the protocol is not."""
         if self._position_frames_for is not cursor:
             self._position_frames_for = cursor
             self._position_frames = {}

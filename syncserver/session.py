@@ -154,7 +154,7 @@ class Session(Client):
         if not self.open or not size:
             return
         pending = self.pending
-        total = pending + size
+        total = pending + size if pending else size  # mostly one object for all
         if not pending or (entry and entry == self._entry):
             # An entry of any size is taken whole, and what is small after it.
             self._oversize = total if total > self._max_outbox_bytes else 0

@@ -158,6 +158,7 @@ class Subscriptions:
     def deliver(self, record: Record[entries.Value]) -> None:
         """Send one entry to whom it concerns."""
         self._activity.entries += 1
+        self._delivery.put_kept()
         match record.value:
             case entries.Batch(deltas):
                 if failed := self._delivery.deliver(deltas):
@@ -174,17 +175,19 @@ class Subscriptions:
 
     def turn_ended(self) -> None:
         """Tell the position to those who were sent something in this turn."""
-        self.peers.tell_due(self.stream.cursor)
+        self._delivery.turn_ended(self.stream.cursor)
         self.publisher.arrived()
 
     def lost(self, reason: RefetchReason) -> None:
         """End all subscriptions now and tell them in turn: what they missed cannot be had."""
+        self._delivery.put_kept()
         self.publisher.forget()
         for subscription in self.peers.subscriptions():
             self._end_in_turn(subscription, reason)
 
     def freshness(self, *, stale: bool) -> None:
         """Tell all peers that the log is out of reach, or back."""
+        self._delivery.put_kept()
         self.peers.tell_all(Freshness(self._service, stale))
 
     def _expired(self, token: str) -> None:

@@ -17,7 +17,7 @@ from syncserver.dealers import BroadcastDealer, KeyedDealer
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import RefetchReason, Unavailable
 from syncserver.position import Position
-from syncserver.protocols.base import Protocol
+from syncserver.protocols.base import Frame, Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
@@ -185,6 +185,80 @@ async def test_a_protocol_that_is_not_shared_is_told_positions_of_its_own() -> N
             await peer.acquire(await node.grant(1))
         await node.publish(1)
         assert [peer.told() for peer in peers] == [["delta 1", "position 1"]] * 2
+
+
+@on_virtual_time
+async def test_frames_and_position_of_a_batch_for_one_view_are_put_in_one_walk() -> None:
+    async with running() as node:
+        peers = [node.peer() for _ in range(3)]
+        for peer in peers:
+            await peer.acquire(await node.grant(1))
+        puts: Counter[int] = Counter()
+
+        def counted(run: Sequence[Frame]) -> bool:
+            puts[id(run)] += len(run)
+            return True
+
+        for peer in peers:
+            peer.write = counted  # type: ignore[method-assign]
+        await node.publish(1)
+        assert list(puts.values()) == [3], "one run of one frame, the same for all three"
+
+
+@pytest.mark.parametrize("protocol", [NativeProtocol, ToyProtocol])
+@pytest.mark.parametrize(
+    ("command", "params", "told"),
+    [
+        ("revokeSubscription", {}, ["delta 1", "refetch revoked"]),
+        ("requestRefetch", {"model": "Row"}, ["delta 1", "refetch requested"]),
+        ("requestRefetch", {"model": "Other"}, ["delta 1", "position 2"]),
+    ],
+)
+@on_virtual_time
+async def test_what_follows_a_batch_within_a_turn_is_told_after_it(
+    protocol: type[Protocol], command: str, params: dict[str, Any], told: list[str]
+) -> None:
+    async with running() as node:
+        peer = node.peer(protocol)
+        token = await node.grant(1)
+        await peer.acquire(token)
+        await asyncio.gather(node.publish(1), node.call(command, **(params or {"token": token})))
+        await turns()
+        assert peer.told() == told
+
+
+@on_virtual_time
+async def test_a_batch_is_told_before_the_loss_or_the_staleness_that_follows_it() -> None:
+    async with running() as node:
+        peer, subscriptions = node.peer(), node.service.subscriptions
+        await peer.acquire(await node.grant(1))
+        start = node.stream.cursor
+        await node.publish(1)
+        record = (await node.stream.read(start, 1))[0]
+        peer.take()
+        subscriptions.deliver(record)
+        subscriptions.freshness(stale=True)
+        subscriptions.deliver(record)
+        subscriptions.lost(RefetchReason.TRIMMED)
+        subscriptions.turn_ended()
+        await turns()
+        assert peer.told() == ["delta 1", "stale", "delta 1", "refetch trimmed"]
+
+
+@on_virtual_time
+async def test_a_protocol_that_is_not_shared_makes_no_position_that_has_to_wait() -> None:
+    async with running() as node:
+        peer = node.peer(ToyProtocol)
+        await peer.acquire(await node.grant(1))
+        token = await behind(node, [2])
+        node.engine.gate.clear()
+        peer.begin(token)
+        await turns()
+        await node.publish(1)
+        assert peer.told() == ["delta 2"]
+        node.engine.gate.set()
+        await turns(40)
+        assert peer.told() == ["response 2", "position 2"], "numbered without a gap"
 
 
 @on_virtual_time

@@ -39,13 +39,13 @@ class DirectConnection(Connection):
 
     def __init__(self, terms: Terms, remote_address: str, plain: socket.socket) -> None:
         self._socket: socket.socket | None = plain
-        self._queue: list[memoryview] = []
+        self._queue: list[memoryview] | None = None
         self._loop = asyncio.get_running_loop()
         super().__init__(terms, remote_address)
         self._loop.add_reader(plain, self._readable)
 
     def held(self) -> dict[int, int]:
-        return {id(view.obj): view.nbytes for view in self._queue}
+        return {id(view.obj): view.nbytes for view in self._queue or ()}
 
     @property
     def _waits(self) -> bool:
@@ -64,14 +64,14 @@ class DirectConnection(Connection):
             sent = 0
         if sent == len(data):
             return True
-        self._queue.append(memoryview(data)[sent:])
+        self._queue = [memoryview(data)[sent:]]
         self._loop.add_writer(plain, self._writable)
         return False
 
     def _drop(self) -> None:
         plain, self._socket = self._socket, None
         if plain is not None:
-            self._queue.clear()
+            self._queue = None
             self._loop.remove_reader(plain)
             self._loop.remove_writer(plain)
             plain.close()
@@ -101,6 +101,7 @@ class DirectConnection(Connection):
                 return
             del queue[0]
         if plain is not None:
+            self._queue = None
             self._loop.remove_writer(plain)
             self._left()
 
