@@ -121,6 +121,7 @@ class _Workers:
             logger.exception("Worker %s failed", number)
         finally:
             sys.stdout.flush()
+            logging.shutdown()  # which tells what was counted and not written
             os._exit(code)
 
     def _end_with_parent(self) -> None:

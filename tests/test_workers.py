@@ -155,6 +155,33 @@ async def test_a_signal_that_comes_before_the_workers_listen_ends_them_in_order(
         assert await child.wait() == 0
 
 
+TALKATIVE = """
+import logging, sys
+from syncserver.logs import LogHandler
+from syncserver.workers import supervise
+
+logging.getLogger().addHandler(LogHandler())
+
+def serve(number):
+    for _ in range(50):
+        logging.getLogger("a").error("again")
+    return 3
+
+sys.exit(supervise(1, serve))
+"""
+
+
+async def test_a_worker_tells_at_its_end_how_many_lines_it_has_only_counted() -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", TALKATIVE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(15):
+        _, log = await child.communicate()
+    assert child.returncode == 3
+    assert log.count(b"again") == 21
+    assert b"30" in log, "so many more"
+
+
 async def test_a_worker_that_fell_is_replaced_and_the_others_go_on() -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SUPERVISOR, stderr=asyncio.subprocess.PIPE
