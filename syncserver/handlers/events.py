@@ -139,7 +139,8 @@ class EventsHandler(RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Log what a client did wrong in a line, and what went wrong here in full."""
         if isinstance(value, ProtocolError | HTTPError | RPCError):
-            logger.info("Refused %s of %s: %s", self.request.method, self.request.remote_ip, value)
+            reason = value.status_code if isinstance(value, HTTPError) else value  # not its text
+            logger.info("Refused %s of %s: %s", self.request.method, self.request.remote_ip, reason)
         else:
             logger.error("A stream failed", exc_info=value)
 

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from tornado.web import HTTPError, RequestHandler, stream_request_body
+from tornado.web import stream_request_body
 
-from syncserver.handlers.base import origin_allowed
+from syncserver.handlers.base import CalmHandler, origin_allowed
 from syncserver.handlers.sockjs_relay import Relay, Siblings
 from syncserver.handlers.sockjs_session import Sessions
 from syncserver.registry import ServiceRegistry
@@ -51,7 +51,7 @@ class Mount:
 
 
 @stream_request_body
-class SockJSRequest(RequestHandler):
+class SockJSRequest(CalmHandler):
     """One request. What may come in a body is bounded, and read here alone."""
 
     methods: ClassVar[tuple[str, ...]] = ("GET",)
@@ -110,13 +110,6 @@ class SockJSRequest(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer what Tornado refuses."""
         self.refuse(status_code, self._reason)
-
-    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Log what a client did wrong in a line, and what went wrong here in full."""
-        if isinstance(value, HTTPError):
-            logger.info("Refused a request from %s: %s", self.request.remote_ip, value.status_code)
-        else:
-            logger.error("A request failed", exc_info=value)
 
     def cache(self) -> None:
         """Let the answer be kept for a year."""
