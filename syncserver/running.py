@@ -234,7 +234,9 @@ async def _serve(
         sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
         sys.stdout.flush()
         notify(READY)
-    await signals.get()
+    first = await signals.get()
+    if siblings is not None and first == signal.SIGINT:
+        return 1  # the parent's word for at once, which may overtake its SIGTERM
     if is_first:
         notify(STOPPING)
     return await _drained(server, signals, None if siblings is None else signal.SIGTERM)

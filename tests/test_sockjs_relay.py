@@ -133,6 +133,15 @@ async def test_a_session_whose_process_is_away_is_out_of_reach(tmp_path: Path) -
         assert await place.poll(of(0, tmp_path)) == OPEN
 
 
+async def test_a_process_that_is_just_starting_is_waited_for(tmp_path: Path) -> None:
+    async with site(siblings=Siblings(tmp_path, 0, 2)) as first:
+        early = asyncio.ensure_future(first.poll(of(1, tmp_path)))
+        await asyncio.sleep(0.1)
+        assert not early.done()
+        async with site(siblings=Siblings(tmp_path, 1, 2)):
+            assert await early == OPEN
+
+
 async def test_what_is_passed_on_has_a_seat_like_a_connection(tmp_path: Path) -> None:
     other = Siblings(tmp_path, 1, 2)
     seats = other.seats = Seats(2)

@@ -131,11 +131,11 @@ sys.exit(supervise(2, serve, settled_seconds=0))
 
 
 SLOW_TO_LISTEN = """
-import sys, time
+import os, sys, time
 from syncserver.workers import supervise
 
 def serve(number):
-    print("begun", flush=True)
+    os.write(1, b"begun\\n")
     time.sleep(60)
     return 0
 

@@ -37,6 +37,7 @@ _NOT_PASSED_ON = (
     "X-Forwarded-For",
     "X-Forwarded-Proto",
 )
+_PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 _OF_THE_ANSWER = ("Connection", "Keep-Alive", "Transfer-Encoding", "Date", "Server")
 
 
@@ -81,11 +82,12 @@ class Relay(HTTPMessageDelegate):
         self._stream = open_stream()
         self._passed: asyncio.Future[None] | None = None
         self.is_answered = False
+        self._is_aborted = False
 
     async def run(self, path: str) -> None:
         """Do it; without ``is_answered`` the process at ``path`` could not be reached."""
         try:
-            await self._stream.connect(path)
+            await self._connect(path)
             parameters = HTTP1ConnectionParameters(no_keep_alive=True, max_body_size=sys.maxsize)
             connection = HTTP1Connection(self._stream, True, parameters)
             request = self._handler.request
@@ -93,13 +95,28 @@ class Relay(HTTPMessageDelegate):
             await connection.write_headers(start, self._headers(), self._body)
             connection.finish()
             await connection.read_response(self)
-        except StreamClosedError:
+        except OSError:  # a closed stream is one; so is a lack of descriptors
             self.abort()
         finally:
             self._stream.close()
 
+    async def _connect(self, path: str) -> None:
+        """Reach the process at ``path``, which may just be starting; StreamClosedError if not."""
+        for pause in _PAUSES_SECONDS:
+            try:
+                await self._stream.connect(path)
+            except StreamClosedError:
+                if self._is_aborted:
+                    raise
+                await asyncio.sleep(pause)
+                self._stream = open_stream()
+            else:
+                return
+        await self._stream.connect(path)
+
     def abort(self) -> None:
         """Let go, as the client has; the other process will notice."""
+        self._is_aborted = True
         self._stream.close()
         self._go_on()
 

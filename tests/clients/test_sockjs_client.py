@@ -20,6 +20,7 @@ from tornado.web import Application, RequestHandler, StaticFileHandler
 
 from syncserver.config import Frontend, Limits
 from syncserver.doors import Door
+from syncserver.gate import Seats
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.handlers.sockjs_session import Sessions
@@ -93,7 +94,9 @@ class Node:
         if self._siblings is not None:
             own = self._siblings.path(self._siblings.number)
             door = Frontend(unix_socket=own, trusted_proxies=("unix",))
-            self._private = Door(door, routes, limits=self._limits, idle_seconds=15, most=1000)
+            self._private = Door(
+                door, routes, limits=self._limits, idle_seconds=15, seats=Seats(1000)
+            )
             self._private.open()
         return port
 

@@ -116,7 +116,7 @@ class World:
         stream = self.service.subscriptions.stream
         head = await self.engine.head("datasync")
         async with asyncio.timeout(5):
-            while stream.cursor != head:
+            while stream.cursor.epoch == head.epoch and stream.cursor.offset < head.offset:
                 await asyncio.sleep(0)
         await turns(40)
 
