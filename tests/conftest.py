@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "seconds(n): let an async test run for n seconds, not 30")
     config.addinivalue_line("markers", "core: pure code of the floors 0 to 3; all in a second")
     settings.register_profile("quick", max_examples=15, deadline=None)
-    settings.register_profile("thorough", max_examples=200, deadline=None)
+    settings.register_profile("thorough", max_examples=100, deadline=None)
     profile = "thorough" if os.environ.get("CI") == "true" else "quick"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
 
