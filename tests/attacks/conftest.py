@@ -9,7 +9,7 @@ import pytest
 from tests.support.attacked import Target, attacked
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with attacked(tmp_path_factory.mktemp("attacked")) as target:
         yield target
