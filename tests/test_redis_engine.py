@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from syncserver.config import Config, Limits, default_services
-from syncserver.engines.base import Entry, Grant, GrantHeld, Taken, taken_notice
+from syncserver.engines.base import Entry, Grant, GrantHeld, GrantMissing, Taken, taken_notice
 from syncserver.engines.redis import RedisEngine
 from syncserver.engines.redis_link import Link, Links
 from syncserver.engines.redis_reader import contradicts
-from syncserver.errors import ConfigError, PositionLost, RefetchReason, Unavailable
+from syncserver.errors import ConfigError, PositionLost, RefetchReason, TooManyGrants, Unavailable
 from syncserver.position import Position
 from syncserver.stream import Record, Stream
 from tests.conftest import ExpectedLog, LogGuard
@@ -256,6 +256,42 @@ async def test_a_key_of_ours_that_holds_something_else_refuses_writes_whole(
         if kept:
             admin(server, "RESTORE", KEYS[kind], 0, kept)
         await goes_on(engine)
+
+
+@pytest.mark.parametrize("name", ["deadlines", "bytes"])
+async def test_what_counts_waiting_grants_may_hold_something_else_or_be_gone(
+    server: Valkey, name: str
+) -> None:
+    async with engine_on(server) as engine:
+        key = f"{{syncserver}}:w:{name}"
+        grant = Grant("s", await engine.head("s"), b"body")
+        await engine.put_grant("t", grant, 10)
+        admin(server, "DEL", key)
+        admin(server, "HSET", key, "payload", "payload")
+        for call in (engine.put_grant("u", grant, 10), engine.take_grant("t", 10, resumable=True)):
+            assert "WRONGTYPE" in await fails(call)
+        admin(server, "DEL", key)
+        with pytest.raises(GrantMissing):
+            await engine.take_grant("u", 10, resumable=True)
+        assert (await engine.take_grant("t", 10, resumable=True)).take == 1
+        await engine.put_grant("u", grant, 10)
+        await engine.take_grant("u", 10, resumable=True)
+        assert int(admin(server, "GET", "{syncserver}:w:bytes")) in range(600)
+
+
+async def test_a_grant_that_is_put_or_taken_twice_counts_once(server: Valkey) -> None:
+    """As happens when an answer of Redis is lost."""
+    async with engine_on(server, Limits(max_grants=2)) as engine:
+        grant = Grant("s", await engine.head("s"), b"body")
+        for token in "aaab":
+            await engine.put_grant(token, grant, 10)
+        assert int(admin(server, "GET", "{syncserver}:w:bytes")) == 2 * (500 + 4)
+        for _ in range(2):
+            await engine.take_grant("a", 10, resumable=True)
+        assert int(admin(server, "GET", "{syncserver}:w:bytes")) == 500 + 4
+        await engine.put_grant("c", grant, 10)
+        with pytest.raises(TooManyGrants):
+            await engine.put_grant("d", grant, 10)
 
 
 async def test_a_hash_that_was_meddled_with_is_no_crash(server: Valkey) -> None:

@@ -368,7 +368,12 @@ async def test_what_cannot_be_written_is_unavailable_until_it_can_be(
         end_trouble = await TROUBLES[why](engine)
         announced = expected_log("syncserver.engine", f"Cannot write the log: {why}")
         with announced, pytest.raises(Unavailable) as refused:
-            await engine.append("s", big, idempotency_key="big")
+            await asyncio.gather(
+                engine.put_grant("u", Grant("s", start, b"body"), 100),
+                engine.take_grant("t", 100, resumable=True),
+                engine.append("s", big, idempotency_key="big"),
+            )
+        assert engine.waiting_grants() == 1
         assert str(refused.value) == "Try again later", "no internals for callers"
         with pytest.raises(Unavailable) as unready:
             await engine.check()

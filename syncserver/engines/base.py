@@ -20,6 +20,9 @@ from typing import ClassVar, NamedTuple, Protocol
 from syncserver.errors import RefetchReason
 from syncserver.position import Position
 
+GRANT_COST_BYTES = 500
+"""What a grant costs beside its body, about."""
+
 
 class Entry(NamedTuple):
     """What one append put into a stream; ``previous`` is the mark of the entry before."""
@@ -36,6 +39,11 @@ class Grant:
     stream: str
     position: Position
     body: bytes
+
+
+def cost_of(grant: Grant) -> int:
+    """Return what a grant counts for in ``limits.max_grants_bytes``."""
+    return len(grant.body) + GRANT_COST_BYTES
 
 
 class Taken(NamedTuple):
@@ -131,7 +139,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
-        """Keep a grant that nobody has taken, for so long."""
+        """Keep a grant that nobody has taken, for so long.
+
+        TooManyGrants if as many wait to be taken as may; one that is taken, or whose time is
+        over, waits no more. In a store of several nodes the bound is theirs together.
+        """
 
     @abstractmethod
     async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:

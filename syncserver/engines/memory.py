@@ -74,6 +74,7 @@ class MemoryEngine(Engine):
         return self._log(stream).follow(after, listener)
 
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
+        self._forget_grants(self._clock())
         self._waiting.add(token, grant)
         self._grants[token] = HeldGrant(grant)
         self._expire(token, seconds)
@@ -132,15 +133,16 @@ class MemoryEngine(Engine):
         now = self._clock()
         for log in self._logs.values():
             log.forget(now)
+        self._forget_grants(now)
+
+    def _forget_grants(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             token = heapq.heappop(self._deadlines)[1]
             held = self._grants.get(token)
-            if held is None:
-                continue
-            if held.deadline <= now:
+            if held is not None and held.deadline <= now:
                 del self._grants[token]
                 self._waiting.discard(token)
-            else:
+            elif held is not None:
                 heapq.heappush(self._deadlines, (held.deadline, token))
 
     def _append(self, stream: str, data: bytes, key: str | None = None) -> Position:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from syncserver.config import Limits
-from syncserver.engines.base import Grant
+from syncserver.engines.base import Grant, cost_of
 from syncserver.errors import TooManyGrants
-
-_OVERHEAD_BYTES = 500
 
 
 @dataclass(slots=True)
@@ -37,7 +35,7 @@ class Waiting:
     def add(self, token: str, grant: Grant) -> None:
         """Count one more; TooManyGrants if there are as many as may be."""
         self.discard(token)
-        size = len(grant.body) + _OVERHEAD_BYTES
+        size = cost_of(grant)
         limits = self._limits
         if len(self._sizes) >= limits.max_grants or self._bytes + size > limits.max_grants_bytes:
             raise TooManyGrants

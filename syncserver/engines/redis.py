@@ -1,7 +1,7 @@
 """The engine of many nodes: logs and grants in one Redis or Valkey that all of them share.
 
-Whatever changes a log or a grant is one Lua script (``redis_scripts``), so that
-it is done whole or not at all, and in one order for all nodes. Scripts may be called
+Whatever changes a log or a grant is one Lua script (``redis_scripts``, ``redis_grants``), so
+that it is done whole or not at all, and in one order for all nodes. Scripts may be called
 twice: what failed on its way is tried once more, and after that it is in doubt and
 Unavailable is raised.
 """
@@ -20,6 +20,7 @@ from redis.exceptions import NoPermissionError
 
 from syncserver.config import Limits
 from syncserver.engines.base import (
+    GRANT_COST_BYTES,
     Engine,
     Entry,
     Grant,
@@ -28,15 +29,17 @@ from syncserver.engines.base import (
     GrantRevoked,
     Listener,
     Taken,
+    cost_of,
     revoked_notice,
     taken_notice,
 )
 from syncserver.engines.redis_appends import Appends, Keys, milliseconds, new_mark, quoted
 from syncserver.engines.redis_flights import Calls
+from syncserver.engines.redis_grants import DROPPED_AT_ONCE, PUT, RELEASE, RENEW, REVOKE, TAKE
 from syncserver.engines.redis_link import Links, unavailable
 from syncserver.engines.redis_reader import Reader, chained
-from syncserver.engines.redis_scripts import HEAD, PUT, READ, RELEASE, RENEW, REVOKE, SINCE, TAKE
-from syncserver.errors import PositionLost, RefetchReason, Unavailable
+from syncserver.engines.redis_scripts import HEAD, READ, SINCE
+from syncserver.errors import PositionLost, RefetchReason, TooManyGrants, Unavailable
 from syncserver.position import Position
 
 logger = logging.getLogger("syncserver.engine")
@@ -61,7 +64,8 @@ class RedisEngine(Engine):
 
     def __init__(self, limits: Limits | None, url: str) -> None:
         self._links = Links(url)
-        self._keys = Keys(self._links.prefix, limits or Limits())
+        self._limits = limits or Limits()
+        self._keys = Keys(self._links.prefix, self._limits)
         self._calls = Calls(self._links)
         self._appends = Appends(self._links, self._keys)
         self._readers: dict[str, Reader] = {}
@@ -115,14 +119,28 @@ class RedisEngine(Engine):
         return await reader.follow(after, listener)
 
     async def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
-        arguments = (quoted(grant.stream), str(grant.position), grant.body)
-        await self._calls.call(PUT, [self._grant(token)], *arguments, milliseconds(seconds))
+        limits = self._limits
+        answer = await self._calls.call(
+            PUT,
+            self._grant_and_waiting(token),
+            quoted(grant.stream),
+            str(grant.position),
+            grant.body,
+            milliseconds(seconds),
+            cost_of(grant),
+            token,
+            limits.max_grants,
+            limits.max_grants_bytes,
+            DROPPED_AT_ONCE,
+        )
+        if answer == 0:
+            raise TooManyGrants
 
     async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:
         before, after = taken_notice(token, 0).rsplit(b"0", 1)
         answer = await self._calls.call(
             TAKE,
-            [self._grant(token)],
+            self._grant_and_waiting(token),
             *self._keys.retention(),
             secrets.token_hex(8),
             int(resumable),
@@ -130,6 +148,8 @@ class RedisEngine(Engine):
             new_mark(),
             before,
             after,
+            GRANT_COST_BYTES,
+            token,
         )
         return _taken(answer)
 
@@ -178,6 +198,9 @@ class RedisEngine(Engine):
 
     def _grant(self, token: str) -> str:
         return self._keys.key("g", token)
+
+    def _grant_and_waiting(self, token: str) -> list[str]:
+        return [self._grant(token), self._keys.key("w", "deadlines"), self._keys.key("w", "bytes")]
 
     def _reader(self, stream: str) -> Reader:
         return Reader(

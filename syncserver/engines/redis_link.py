@@ -17,11 +17,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import redis.asyncio
 import redis.exceptions
 
+from syncserver.engines import redis_grants, redis_scripts
 from syncserver.engines.redis_patience import patience
-from syncserver.engines.redis_scripts import ALL, Script
+from syncserver.engines.redis_scripts import Script
 from syncserver.errors import ConfigError, Unavailable
 
 Command = tuple[Any, ...]
+ALL = (*redis_scripts.ALL, *redis_grants.ALL)
 
 _MAX_TIMEOUT_SECONDS = 60.0
 

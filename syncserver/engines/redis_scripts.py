@@ -1,7 +1,7 @@
 """What Redis does in one step, in Lua.
 
-For each stream there are three keys, for each grant and each idempotency key one. All have
-one hash tag, so that what a script names for itself is in the slot of its ``KEYS``:
+For each stream there are three keys, for each idempotency key one. All have one hash tag, so
+that what a script names for itself is in the slot of its ``KEYS``:
 
 ``m:STREAM``
     hash: epoch ``e``, offset ``o``, mark ``k`` of the head; time ``t`` and sum ``b`` of the sizes
@@ -14,9 +14,7 @@ one hash tag, so that what a script names for itself is in the slot of its ``KEY
     and all after it have the rest of the sum. They say how far to trim without reading entries.
 ``i:STREAM:KEY``, ``a:CALL``
     text: what an append with this key, or this very call, was answered.
-``g:TOKEN``
-    hash: stream ``s``, position ``p`` and body ``b`` of the grant; number of takes ``n``;
-    ``h``, ``r``, ``x``: held, resumable, revoked; ``c``: the call that changed it last.
+Those of grants are in ``redis_grants``.
 
 A script that fails has written nothing: it reads first, and Redis refuses its first write or
 none. (A DEL of nothing is a write too: Redis would not look at its memory again.) Any may be called
@@ -45,7 +43,7 @@ class Script(NamedTuple):
 
 
 # ARGV: prefix, epoch to begin with, entries, bytes and ms to retain, ...
-_LOG = """
+LOG = """
 local prefix, fresh = ARGV[1], ARGV[2]
 local max_entries, max_bytes, max_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -137,7 +135,7 @@ end
 
 # KEYS: call, keys of entries. ARGV: ..., stream, ms of keys, ms of calls; mark, digest, data ...
 APPEND = Script.of(
-    _LOG,
+    LOG,
     """
 local answer = redis.call('GET', KEYS[1])
 if answer then return answer end
@@ -169,7 +167,7 @@ return answer
 
 # ARGV: ..., stream, an epoch that is to end or "".
 HEAD = Script.of(
-    _LOG,
+    LOG,
     """
 local log = open(ARGV[6])
 if log.epoch == ARGV[7] then begin(log) end
@@ -225,76 +223,4 @@ return found
 """
 )
 
-# KEYS: grant. ARGV: stream, position, body, ms.
-PUT = Script.of(
-    """
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], 's', ARGV[1], 'p', ARGV[2], 'b', ARGV[3], 'n', 0)
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return 1
-"""
-)
-
-# KEYS: grant. ARGV: ..., call, resumable, ms, mark, the notice before and after the number.
-TAKE = Script.of(
-    _LOG,
-    """
-local grant = redis.call('HMGET', KEYS[1], 's', 'p', 'b', 'n', 'h', 'r', 'x', 'c')
-if not grant[1] then return 'missing' end
-if grant[7] == '1' then return 'revoked' end
-local takes = tonumber(grant[4])
-if grant[8] ~= ARGV[6] then
-  if grant[5] == '1' then
-    if grant[6] ~= '1' or ARGV[7] ~= '1' then return 'held' end
-    notify(grant[1], ARGV[9], ARGV[10] .. text(takes + 1) .. ARGV[11])
-  end
-  takes = takes + 1
-  redis.call('HSET', KEYS[1], 'n', takes, 'h', 1, 'r', ARGV[7], 'c', ARGV[6])
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[8])
-return {grant[1], grant[2], grant[3], takes}
-""",
-)
-
-# KEYS: grants. ARGV: ms. Returns the numbers of those that are no more.
-RENEW = Script.of(
-    """
-local gone = {}
-for index, key in ipairs(KEYS) do
-  local grant = redis.call('HMGET', key, 's', 'x')
-  if not grant[1] or grant[2] == '1' then
-    gone[#gone + 1] = index - 1
-  else
-    redis.call('PEXPIRE', key, ARGV[1])
-  end
-end
-return gone
-"""
-)
-
-# KEYS: grant. ARGV: take, ms.
-RELEASE = Script.of(
-    """
-local grant = redis.call('HMGET', KEYS[1], 'n', 'x')
-if grant[1] ~= ARGV[1] or grant[2] == '1' then return 0 end
-if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], 'h', 0)
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-)
-
-# KEYS: grant. ARGV: ..., call, ms, mark, notice.
-REVOKE = Script.of(
-    _LOG,
-    """
-local grant = redis.call('HMGET', KEYS[1], 's', 'x', 'c')
-if not grant[1] then return 0 end
-if grant[2] == '1' then return grant[3] == ARGV[6] and 1 or 0 end
-notify(grant[1], ARGV[8], ARGV[9])
-redis.call('HSET', KEYS[1], 'x', 1, 'c', ARGV[6], 'b', '')
-redis.call('PEXPIRE', KEYS[1], ARGV[7])
-return 1
-""",
-)
-
-ALL = (APPEND, HEAD, SINCE, READ, PUT, TAKE, RENEW, RELEASE, REVOKE)
+ALL = (APPEND, HEAD, SINCE, READ)

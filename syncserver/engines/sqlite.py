@@ -64,6 +64,9 @@ class SQLiteEngine(Engine):
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
+    def waiting_grants(self) -> int:
+        return self._store.waiting_grants
+
     async def append(
         self, stream: str, data: bytes, *, idempotency_key: str | None = None
     ) -> Position:

@@ -7,10 +7,21 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from syncserver.engines.base import Grant, GrantHeld, GrantMissing, GrantRevoked
+from syncserver.config import Limits
+from syncserver.engines.base import (
+    GRANT_COST_BYTES,
+    Grant,
+    GrantHeld,
+    GrantMissing,
+    GrantRevoked,
+    cost_of,
+)
+from syncserver.errors import TooManyGrants
 from syncserver.position import Position
 
 _AT_ONCE = 500
+_DROPPED = 5_000
+_OVER = "token IN (SELECT token FROM held WHERE deadline <= ? ORDER BY deadline, token LIMIT ?)"
 
 
 class Held(NamedTuple):
@@ -23,16 +34,39 @@ class Held(NamedTuple):
     revoked: bool
 
 
-class Grants:
-    """The table ``held``; ``now`` is the time of the transaction, times are seconds since 1970."""
+class Waiting(NamedTuple):
+    """How many grants nobody has taken, and what they cost."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    number: int = 0
+    cost: int = 0
+
+    def plus(self, number: int, cost: int) -> Waiting:
+        """Return it with so many more."""
+        return Waiting(self.number + number, self.cost + cost)
+
+
+class Grants:
+    """The table ``held``; ``now`` is the time of the transaction, times are seconds since 1970.
+
+    Those that nobody has taken are counted along; who rolls a transaction back puts ``waiting``
+    back too.
+    """
+
+    def __init__(self, db: sqlite3.Connection, limits: Limits) -> None:
         self._db = db
+        self._limits = limits
+        self.waiting = self._counted("TRUE")
 
     def put(self, token: str, grant: Grant, now: float, seconds: float) -> None:
-        """Keep a grant that nobody has taken."""
+        """Keep a grant that nobody has taken; TooManyGrants if as many wait as may."""
+        if not self._has_room(grant):
+            self.forget(now, _DROPPED)
+            if not self._has_room(grant):
+                raise TooManyGrants
+        self._drop("token = ?", token)
+        self.waiting = self.waiting.plus(1, cost_of(grant))
         self._db.execute(
-            "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, ?, ?)",
+            "INSERT INTO held VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, ?, ?)",
             (token, grant.stream, *grant.position, now, now + seconds, grant.body),
         )
 
@@ -60,6 +94,8 @@ class Grants:
             raise GrantRevoked
         if found.held and not (resumable and found.resumable):
             raise GrantHeld
+        if not found.takes:
+            self.waiting = self.waiting.plus(-1, -cost_of(found.grant))
         take = found.takes + 1
         self._db.execute(
             "UPDATE held SET takes = ?, held = 1, resumable = ?, since = ?, deadline = ?"
@@ -113,7 +149,22 @@ class Grants:
 
     def forget(self, now: float, most: int) -> None:
         """Drop up to so many whose time is over."""
-        self._db.execute(
-            "DELETE FROM held WHERE token IN (SELECT token FROM held WHERE deadline <= ? LIMIT ?)",
-            (now, most),
-        )
+        self._drop(_OVER, now, most)
+
+    def _has_room(self, grant: Grant) -> bool:
+        number, cost = self.waiting.plus(1, cost_of(grant))
+        return number <= self._limits.max_grants and cost <= self._limits.max_grants_bytes
+
+    def _drop(self, which: str, *given: object) -> None:
+        dropped = self._counted(which, *given)
+        self.waiting = self.waiting.plus(-dropped.number, -dropped.cost)
+        self._db.execute(f"DELETE FROM held WHERE {which}", given)  # noqa: S608  # of this file
+
+    def _counted(self, which: str, *given: object) -> Waiting:
+        """Count those of some that nobody has taken."""
+        number, size = self._db.execute(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM held"  # noqa: S608
+            f" WHERE takes = 0 AND {which}",
+            given,
+        ).fetchone()
+        return Waiting(number, size + number * GRANT_COST_BYTES)

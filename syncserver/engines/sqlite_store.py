@@ -25,14 +25,14 @@ from syncserver.engines.base import (
 )
 from syncserver.engines.sqlite_file import Source, close_database, open_database, place_of
 from syncserver.engines.sqlite_grants import Grants
-from syncserver.errors import IdempotencyConflict
+from syncserver.errors import IdempotencyConflict, TooManyGrants
 from syncserver.position import Position
 
 _ENTRY_OVERHEAD_BYTES = 300
 _TRIM_STEP = 64
 _SWEEP_STEP = 5_000
 _VACUUM_PAGES = 1_024
-_REFUSALS = (GrantMissing, GrantRevoked, GrantHeld, IdempotencyConflict)
+_REFUSALS = (GrantMissing, GrantRevoked, GrantHeld, IdempotencyConflict, TooManyGrants)
 
 Work = Callable[["Store"], Any]
 
@@ -66,7 +66,7 @@ class Store:
         self._clock = clock
         self._now = clock()
         self.db = open_database(source, self._now)
-        self._grants = Grants(self.db)
+        self._grants = Grants(self.db, limits)
         self._logs: dict[str, _Log] | None = None
         self._entries: list[tuple[int, str, str, float, int, bytes]] = []
         self._keys: dict[tuple[int, str], tuple[bytes, Position]] = {}
@@ -77,6 +77,7 @@ class Store:
 
         After ``sqlite3.Error``, as after any other, nothing of the transaction is left.
         """
+        waited = self._grants.waiting
         try:
             self._now = max(self._now, self._clock())
             self.db.execute("BEGIN IMMEDIATE")
@@ -85,6 +86,7 @@ class Store:
             self.db.execute("COMMIT")
         except BaseException:
             self._abandon()
+            self._grants.waiting = waited
             raise
         news, self._news = self._news, {}
         return Commit(outcomes, news)
@@ -121,6 +123,11 @@ class Store:
         if row is None:
             return log.position
         return Position(log.position.epoch, row[0] - place_of(log.id, 0) - 1, row[1])
+
+    @property
+    def waiting_grants(self) -> int:
+        """Return how many grants nobody has taken."""
+        return self._grants.waiting.number
 
     def put_grant(self, token: str, grant: Grant, seconds: float) -> None:
         """Keep a grant that nobody has taken."""

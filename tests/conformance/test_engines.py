@@ -38,7 +38,7 @@ from syncserver.engines.base import (
 from syncserver.engines.memory import MemoryEngine
 from syncserver.engines.redis import RedisEngine
 from syncserver.engines.sqlite import SQLiteEngine
-from syncserver.errors import IdempotencyConflict, PositionLost, RefetchReason
+from syncserver.errors import IdempotencyConflict, PositionLost, RefetchReason, TooManyGrants
 from syncserver.position import START_MARK, Position
 from tests.support import valkey
 from tests.support.delayed import Delayed
@@ -765,6 +765,71 @@ async def test_a_revoked_grant_is_told_of_once_and_answers_so_for_a_while(
         await store.pass_time(2)
         assert await missing(engine)
         assert await notices(engine, grant) == [revoked_notice("t")]
+
+
+async def refused(engine: Engine, token: str = "refused", body: bytes = b"body") -> bool:
+    """Tell whether no more grants may wait."""
+    try:
+        await put(engine, token, body=body, seconds=10)
+    except TooManyGrants:
+        assert await missing(engine, token)
+        return True
+    return False
+
+
+async def test_no_more_grants_wait_than_may_until_some_are_taken_or_over(store: Store) -> None:
+    most = 5
+    async with store.engine(replace(LIMITS, max_grants=most)) as engine:
+        puts = [refused(engine, f"t{number}") for number in range(4 * most)]
+        outcomes = await asyncio.gather(*puts)
+        assert outcomes.count(False) == most
+        one, other, *_ = [f"t{number}" for number, out in enumerate(outcomes) if not out]
+        await engine.take_grant(one, 100, resumable=True)
+        assert not await refused(engine, "new")
+        assert await refused(engine)
+        await engine.take_grant(one, 100, resumable=True)
+        await engine.release_grant(one, 2, 0)
+        assert await engine.revoke_grant(other, 5)
+        assert await refused(engine), "only the first take makes room, and no revocation"
+        await store.pass_time(11)
+        outcomes = await asyncio.gather(*(refused(engine, f"u{n}") for n in range(4 * most)))
+        assert outcomes.count(False) == most
+
+
+async def test_no_more_bytes_of_grants_wait_than_may(store: Store) -> None:
+    large, room = bytes(4_000), 10_000
+    async with store.engine(replace(LIMITS, max_grants_bytes=room)) as engine:
+        assert not await refused(engine, "a", large)
+        assert not await refused(engine, "b", large)
+        assert await refused(engine, body=large)
+        await engine.take_grant("a", 100, resumable=False)
+        assert not await refused(engine, "c", large)
+        assert await refused(engine, body=large)
+        await store.pass_time(11)
+        assert await refused(engine, body=bytes(room))
+        assert not await refused(engine, "d", bytes(room - 1_000))
+
+
+async def test_an_engine_opened_anew_knows_how_many_grants_wait(store: Store) -> None:
+    limits = replace(LIMITS, max_grants=2)
+    async with store.engine(limits) as engine:
+        for token in "ab":
+            assert not await refused(engine, token)
+    async with store.engine(limits) as engine:
+        assert await refused(engine, "c") is store.reopens
+        if store.reopens:
+            await engine.take_grant("a", 100, resumable=False)
+            assert not await refused(engine, "c")
+            assert await refused(engine)
+
+
+async def test_a_token_that_is_given_again_counts_once(store: Store) -> None:
+    async with store.engine(replace(LIMITS, max_grants=2)) as engine:
+        await put(engine, "a", seconds=1)
+        await store.pass_time(2)
+        for token in "ab":
+            assert not await refused(engine, token)
+        assert await refused(engine)
 
 
 async def test_of_two_plain_takes_that_race_exactly_one_wins(store: Store) -> None:

@@ -63,7 +63,7 @@ def take_out() -> None:
     redis_reader.chained = redis.chained = _chained
     read = _without_checks(redis_scripts.READ)
     redis.READ = read
-    redis_link.ALL = (*redis_scripts.ALL, read)
+    redis_link.ALL = (*redis_link.ALL, read)
 
 
 if __name__ == "__main__":

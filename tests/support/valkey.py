@@ -35,6 +35,10 @@ for _, key in ipairs(redis.call('KEYS', KEYS[1] .. '*')) do
       local time, rest = string.match(step, '^(%d+)( .*)$')
       redis.call('LSET', key, index - 1, string.format('%.0f', time - ms) .. rest)
     end
+  elseif redis.call('TYPE', key).ok == 'zset' then
+    for _, one in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      redis.call('ZINCRBY', key, -ms, one)
+    end
   end
 end
 """
