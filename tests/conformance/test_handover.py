@@ -1,15 +1,14 @@
 """The hand-over has no hole: at any moment, on any engine, with any cuts.
 
-Taking out the replay, the cursor check or the look after an await makes these fail.
+Taking out the replay, the cursor check or the look after an await makes these fail;
+tests/test_joining.py has the look after each of the awaits.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import random
 import secrets
-import types
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from syncserver.engines.sqlite import SQLiteEngine
 from syncserver.protocols.native import NativeProtocol
 from tests.support import valkey
 from tests.support.delayed import Delayed
+from tests.support.mutant import mutated
 from tests.support.toy import ToyProtocol
 from tests.support.world import World
 
@@ -133,12 +133,3 @@ async def test_a_joiner_with_a_fault_is_found_out(
     monkeypatch.setattr("syncserver.subscriptions.Joining", mutant.Joining)
     with pytest.raises((AssertionError, TimeoutError, KeyError)):
         await explore(delayed, RUNS)
-
-
-def mutated(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
-    """Return a copy of a module with one thing changed in its source."""
-    source = inspect.getsource(module)
-    assert source.count(old) == 1, f"{old!r} is not in {module.__name__} any more"
-    copy = types.ModuleType(f"{module.__name__}_mutant")
-    exec(compile(source.replace(old, new), copy.__name__, "exec"), copy.__dict__)
-    return copy
