@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,21 +20,11 @@ from tests.demos.chromium import chromium
 from tests.support import valkey
 from tests.support.daemon import Daemon, serving, settings, until
 from tests.support.events import source
+from tests.support.fronts import needs, nginx_with
 from tests.test_events import ALL, ids_of, insert, open_name, opened
 
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "events.rst"
 TEXTS = 5
-
-
-def needs(program: str) -> str:
-    """Return a program's path; without it the test is skipped, or fails where CI=true."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    if path is None:
-        text = f"needs {program}: apt-get install {program}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text)
-        pytest.skip(text)
-    return path
 
 
 def code(language: str) -> str:
@@ -105,31 +94,11 @@ async def test_curl_streams_as_the_page_says() -> None:
 @asynccontextmanager
 async def nginx(folder: Path, upstream: int, extra: Iterable[str]) -> AsyncIterator[str]:
     """Run nginx in front of a port; give the path of the Unix socket it listens on."""
-    path, listening = needs("nginx"), folder / "s"
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind}; "
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;\n"
-        f"events {{ }}\nhttp {{ access_log off; {temporary} {' '.join(extra)}\n"
-        f"server {{ listen unix:{listening};\n"
-        + code("nginx").replace("5800", str(upstream))
-        + "} }\n"
-    )
-    child = await asyncio.create_subprocess_exec(
-        path, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")
-    )
-    try:
-        async with asyncio.timeout(10):
-            while not listening.exists():
-                assert child.returncode is None, (folder / "error.log").read_text()
-                await asyncio.sleep(0.01)
+    listening = folder / "s"
+    server = code("nginx").replace("5800", str(upstream))
+    text = f"{' '.join(extra)}\nserver {{ listen unix:{listening};\n{server} }}"
+    async with nginx_with(folder, text, listening.exists):
         yield str(listening)
-    finally:
-        if child.returncode is None:
-            child.terminate()
-        await child.wait()
 
 
 @pytest.mark.parametrize("extra", [["gzip on;"], ["proxy_http_version 1.1;"]], ids=["1.0", "1.1"])

@@ -24,6 +24,7 @@ from tornado.httpclient import HTTPClientError
 
 from tests.support import valkey
 from tests.support.daemon import DaemonProcess, process
+from tests.support.fronts import Front, nginx
 from tests.support.operating import (
     SECONDS,
     Page,
@@ -35,7 +36,7 @@ from tests.support.operating import (
     lend_dependencies,
     publishing,
 )
-from tests.test_deploy import Front, authority, nginx
+from tests.test_fronts import authority
 from tests.test_reload import hang_up
 
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "operate.rst"
@@ -218,7 +219,7 @@ async def a_page_is_served_and_a_page_elsewhere_is_not(machine: Machine, front: 
     """Connect as browsers do, with the origin of the page."""
     with Backend(machine.url, machine.key()) as backend:
         token = backend.authorize(ALL)
-    assert await front.status("/syncserver.js") == 200
+    assert (await front.request("/syncserver.js")).code == 200
     peer = await front.connect(Origin="https://app.example.org")
     answer = await peer.call("datasync", "acquireSubscription", token=token, position=None)
     assert answer["type"] == "response"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.support.daemon import ROOT, until
+from tests.support.fronts import free_port, is_open, nginx_with
 from tests.support.sockjs import OPEN, Site, read, site
-from tests.test_deploy import is_open
-from tests.test_events_outside import needs
 
 PAGE = ROOT / "docs" / "howto" / "sockjs.rst"
 SERVER = """
@@ -43,36 +40,19 @@ def rule() -> str:
 @asynccontextmanager
 async def balanced(folder: Path, *places: Site) -> AsyncIterator[Site]:
     """Give a client of several machines that goes by way of nginx."""
-    program = needs("nginx")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     text = rule().replace("/ws/sockjs", "/echo")
     for number, place in enumerate(places, 1):
         address = f"10.0.0.{number}:5800"
         assert address in text
         text = text.replace(address, f"127.0.0.1:{place.port}")
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-    log = folder / "error.log"
-    (folder / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {folder}/pid; error_log {log};\nevents {{ }}\n"
-        f"http {{ access_log off; {temporary}\n{text}{SERVER.replace('PORT', str(port))} }}\n"
-    )
-    child = await asyncio.create_subprocess_exec(
-        program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(log)
-    )
     client = Site(port, places[0].registry, places[0].sessions)
-    try:
-        async with asyncio.timeout(15):
-            while not is_open(port):
-                assert child.returncode is None, log.read_text()
-                await asyncio.sleep(0.01)
-        yield client
-    finally:
-        await client.close()
-        if child.returncode is None:
-            child.terminate()
-        await child.wait()
+    server = SERVER.replace("PORT", str(port))
+    async with nginx_with(folder, f"{text}{server}", lambda: is_open(port)):
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
 async def test_all_requests_of_a_session_reach_its_machine_through_nginx(tmp_path: Path) -> None:
