@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,8 +12,9 @@ from syncserver.addresses import Addresses
 from syncserver.apikeys import KeyRing
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.doors import Door, UnixPlace
+from syncserver.draining import Drain
 from syncserver.engines.base import Engine
-from syncserver.errors import CloseCode, Unavailable
+from syncserver.errors import Unavailable
 from syncserver.gate import Seats, places
 from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
@@ -39,9 +38,6 @@ Registries = tuple[ServiceRegistry, ServiceRegistry]
 EVENTS_PATH = "/events"
 
 _KEEP_ALIVE_SECONDS = 300.0
-_CLOSED_PER_SLICE = 200
-_RECONNECTS_PER_SECOND = 500
-_POLL_SECONDS = 0.02
 _RELIEF_SECONDS = 1.0
 
 _NOTES = {"memory": " (what is not delivered is gone with the process)"}
@@ -140,23 +136,9 @@ class Server:
             self._doors["backend"].renew_certificate(config.backend)
 
     async def drain(self) -> None:
-        """Finish what is under way, send all clients elsewhere, and close within bounds.
-
-        Half of the time is the clients': a call that takes all it may does not keep them
-        from hearing where to go.
-        """
-        begin, seconds = asyncio.get_running_loop().time(), self.config.limits.drain_seconds
-        self.frontend.draining = self.backend.draining = True
-        self._doors["frontend"].stop()
-        await self._until(lambda: not self.backend.calls_under_way, begin + seconds / 2)
-        sessions = list(self.frontend.sessions)
-        spread_ms = 1000 * max(1, len(sessions) // _RECONNECTS_PER_SECOND)
-        for number, session in enumerate(sessions):
-            wait = random.randrange(spread_ms)  # noqa: S311  # spreads load, guards nothing
-            session.close(CloseCode.DRAIN, f'{{"retry_after": {wait}}}')
-            if number % _CLOSED_PER_SLICE == _CLOSED_PER_SLICE - 1:
-                await asyncio.sleep(0)
-        await self._until(lambda: not self.frontend.sockets, begin + seconds)
+        """Finish what is under way, send all clients elsewhere, and close within bounds."""
+        ending = Drain(self.frontend, self.backend, self._doors["frontend"], self._siblings)
+        await ending.run(self.config.limits.drain_seconds)
         await self.stop()
 
     async def stop(self) -> None:
@@ -287,11 +269,6 @@ class Server:
     def _relieve(self) -> None:
         relieve(self.frontend.sessions, self.config.limits)
         self._wheel.call_later(_RELIEF_SECONDS, self._relieve)
-
-    async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        while not condition() and loop.time() < deadline:  # noqa: ASYNC110  # once in a life
-            await asyncio.sleep(_POLL_SECONDS)
 
 
 def _origins(allowed: tuple[str, ...]) -> str:

@@ -541,6 +541,27 @@ async def test_a_drain_sends_polling_clients_elsewhere() -> None:
         assert not daemon.frontend.sockets
 
 
+async def test_what_is_answered_500_is_in_the_log_but_for_what_was_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with site() as place:
+        path = place.session()
+        assert await place.poll(path) == OPEN
+        with caplog.at_level("INFO"):
+            for body in ("", '["secret'):
+                assert (await place.post(f"{path}/xhr_send", body)).status == 500
+            for query in ("", "?c=%3Csecret"):
+                assert (await place.get(f"{path}/jsonp{query}")).status == 500
+    for text in (
+        "Payload expected.",
+        "Broken JSON encoding.",
+        '"callback" parameter required',
+        '"callback" parameter must be a plain name',
+    ):
+        assert f"Refused a request from 127.0.0.1 with 500: {text}" in caplog.messages
+    assert "secret" not in caplog.text
+
+
 async def test_the_daemon_has_no_page_for_iframes_unless_it_is_told_of_a_client() -> None:
     client = AsyncHTTPClient()
     async with serving(config=settings()) as daemon:

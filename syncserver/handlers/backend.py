@@ -14,10 +14,11 @@ import sys
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
-from tornado.web import HTTPError, RequestHandler, stream_request_body
+from tornado.web import HTTPError, stream_request_body
 
 from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.errors import CommandTimeout, ProtocolError, RPCError
+from syncserver.handlers.base import CalmHandler
 from syncserver.handlers.caller import BackendClient
 from syncserver.protocols.base import Command, Event, Failure, Message
 from syncserver.protocols.native import NativeProtocol
@@ -34,7 +35,7 @@ _MOST_DIGITS = 18  # Python makes no number of thousands of them
 
 
 @stream_request_body
-class BackendHTTPHandler(RequestHandler):
+class BackendHTTPHandler(CalmHandler):
     """``POST`` of one envelope with the header ``X-Backend-Key``.
 
     :param api_key: the key that callers must have; ``api_keys`` for several, ``keys`` for

@@ -19,6 +19,22 @@ logger = logging.getLogger("syncserver.http")
 class CalmHandler(RequestHandler):
     """What a client does wrong is no warning, whoever finds it."""
 
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer what failed. Tornado has no error to name where it is the process that ends.
+
+        Its tasks are cancelled then: 503, or a response that breaks off if it has begun.
+        """
+        if status_code != 500 or "exc_info" in kwargs:
+            super().send_error(status_code, **kwargs)
+            return
+        logger.info("The end broke off a request from %s", self.request.remote_ip)
+        if not self._headers_written:
+            super().send_error(503)
+            return
+        connection: Any = self.request.connection
+        connection.close()
+        self.finish()
+
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Log what a client did wrong in a line, and what went wrong here in full."""
         if isinstance(value, HTTPError):

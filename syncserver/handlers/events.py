@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError
 
 from syncserver import strict_json
 from syncserver.errors import CloseCode, NoSuchTicket, ProtocolError, RPCError
-from syncserver.handlers.base import may_ask
+from syncserver.handlers.base import CalmHandler, may_ask
 from syncserver.handlers.eventstream import EventStream
 from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import failure_for_json
@@ -35,7 +35,7 @@ _BODY_BYTES = 4096
 _ID = re.compile(r"(?P<position>[a-z0-9.]{0,64})/(?P<token>[A-Za-z0-9_-]{1,128})")
 
 
-class EventsHandler(RequestHandler):
+class EventsHandler(CalmHandler):
     """``POST`` a token for the name of a stream, ``GET`` the stream.
 
     :param allowed_origins: pages that may ask (``handlers.base``); None: those that come

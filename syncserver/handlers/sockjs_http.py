@@ -107,6 +107,11 @@ class SockJSRequest(CalmHandler):
             self.set_header("Retry-After", "1")
         self.finish(text + "\n")
 
+    def refuse_broken(self, text: str) -> None:
+        """Answer what cannot be read with 500, as SockJS has it, and log that it was the client."""
+        logger.info("Refused a request from %s with 500: %s", self.request.remote_ip, text)
+        self.refuse(500, text)
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer what Tornado refuses."""
         self.refuse(status_code, self._reason)
@@ -200,9 +205,11 @@ class SessionRequest(SockJSRequest):
             self.refuse(503, _OUT_OF_REACH)
             return
         seats.taken += 1
+        siblings.relays += 1
         try:
             await relay.run(path)
         finally:
+            siblings.relays -= 1
             seats.taken -= 1
         if not relay.is_answered:
             self.refuse(503, _OUT_OF_REACH)

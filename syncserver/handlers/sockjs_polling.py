@@ -196,9 +196,9 @@ class CallbackRequest(Receiving):
         """Check the name, which will stand in a script."""
         self.callback = self.get_query_argument("c", "")
         if not self.callback:
-            return self.refuse(500, '"callback" parameter required')
+            return self.refuse_broken('"callback" parameter required')
         if not _CALLBACK.fullmatch(self.callback):
-            return self.refuse(500, '"callback" parameter must be a plain name')
+            return self.refuse_broken('"callback" parameter must be a plain name')
         return await super().serve(session_id)
 
 

@@ -51,6 +51,7 @@ class Siblings:
     def __init__(self, folder: str | Path, number: int, count: int) -> None:
         self.number = number
         self.seats = Seats(sys.maxsize)  # until a server has some
+        self.relays = 0  # under way
         self._folder = Path(folder)
         self.count = count
 

@@ -30,10 +30,10 @@ class XhrSendHandler(SessionRequest):
         try:
             payload = self.payload()
             if not payload:
-                return self.refuse(500, "Payload expected.")
+                return self.refuse_broken("Payload expected.")
             texts = framing.read(payload)
         except ValueError:
-            return self.refuse(500, "Broken JSON encoding.")
+            return self.refuse_broken("Broken JSON encoding.")
         receive(session.session, texts, self.mount.registry.limits)
         return self.accept()
 

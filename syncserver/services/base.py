@@ -25,6 +25,7 @@ from syncserver.errors import (
     InvalidParams,
     ProtocolError,
     RPCError,
+    Unavailable,
     UnknownCommand,
 )
 from syncserver.protocols.base import Command, Event, Failure, Notification, Reply
@@ -226,7 +227,8 @@ class RPCService(Service):
         try:
             self._answer(request, method, await result)
         except asyncio.CancelledError:
-            self._refuse(request, InternalError())
+            logger.info("%s.%s was broken off", self.name, request.command)
+            self._refuse(request, Unavailable("The command was broken off; try again"))
             raise
         except Exception as error:  # noqa: BLE001  # logged there, and answered
             self._refuse(request, error)

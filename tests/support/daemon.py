@@ -25,6 +25,7 @@ from syncserver.apikeys import ApiKey
 from syncserver.app import build, make_server
 from syncserver.config import Backend, Config, Frontend, Limits, default_services
 from syncserver.engines.base import Engine
+from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.registry import ServiceRegistry
 from syncserver.server import Server
 from syncserver.services.base import Service
@@ -243,6 +244,7 @@ async def serving(
     backend: Iterable[Service] = (),
     config: Config | None = None,
     engine: Engine | None = None,
+    siblings: Siblings | None = None,
     **limits: Any,
 ) -> AsyncIterator[Daemon]:
     """Run a server with these services, or else with those of the configuration."""
@@ -255,7 +257,7 @@ async def serving(
         )
     else:
         registries, engine = build(config)
-    server = make_server(config, registries, engine)
+    server = make_server(config, registries, engine, siblings=siblings)
     await server.start()
     daemon = Daemon(server)
     try:
