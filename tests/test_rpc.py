@@ -98,6 +98,12 @@ class Calculator(RPCService):
         raise LookupError("secret")
 
     @rpc_command
+    async def waits_for_what_is_cancelled(self, req: Request) -> None:
+        work = asyncio.ensure_future(self.gate.wait())
+        work.cancel()
+        await work
+
+    @rpc_command
     def unwritable(self, req: Request) -> Any:
         return float("nan")
 
@@ -291,6 +297,16 @@ async def test_s7_what_goes_wrong_inside_is_told_to_the_log_alone(
             answer = await peer.answer(call_id)
         assert answer == error("Internal error", "internal_error", call_id)
         assert (await peer.call("calc", "sum", a=1, b=1))["data"] == 2
+
+
+async def test_what_a_command_waits_for_may_be_cancelled_and_is_told_to_the_log(
+    expected_log: ExpectedLog,
+) -> None:
+    async with calculator() as (_, peer):
+        with expected_log("syncserver.rpc", "Unhandled exception.*waits_for_what_is_cancelled"):
+            answer = await peer.call("calc", "waits_for_what_is_cancelled")
+        assert answer["code"] == "internal_error"
+        assert (await peer.call("calc", "quick"))["data"] == "quick"
 
 
 async def test_an_operand_of_the_wrong_type_is_an_internal_error_and_no_invalid_param(

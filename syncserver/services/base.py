@@ -226,7 +226,11 @@ class RPCService(Service):
     ) -> None:
         try:
             self._answer(request, method, await result)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # it awaited what was cancelled
+                self._refuse(request, error)
+                return
             logger.info("%s.%s was broken off", self.name, request.command)
             self._refuse(request, Unavailable("The command was broken off; try again"))
             raise
