@@ -73,6 +73,17 @@ class Forbidden(RPCError):
         super().__init__(f"The API key is not for this command; use {wanted}")
 
 
+class TooManyWrongKeys(RPCError):
+    """An address gave API keys that are none, more often than it may."""
+
+    code = "too_many_wrong_keys"
+    http_status = 429
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__("Too many wrong API keys from this address")
+        self.retry_after_seconds = retry_after_seconds
+
+
 class InternalError(RPCError):
     """The command failed in a way that is only told to the log."""
 

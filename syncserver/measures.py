@@ -30,8 +30,9 @@ REFUSALS = ("address", "connections", "draining", "handshake", "origin", "versio
 """Why connections, handshakes and sessions are refused."""
 
 _PEER = "peer"
+_OF_THE_APP = ("internal_error", "unauthorized", "too_many_wrong_keys")
 # What alerts look at is there from the start (``_known``).
-_ERRORS = {"frontend": ("internal_error",), "backend": ("internal_error", "unauthorized")}
+_ERRORS = {"frontend": ("internal_error",), "backend": _OF_THE_APP}
 _DESCRIPTORS = Path("/proc/self/fd")
 _MEMORY = Path("/proc/self/statm")
 

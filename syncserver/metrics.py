@@ -74,8 +74,9 @@ class Metrics:
     def route(self, keys: KeyRing | None) -> Any:
         """Return the route of scrapers, who must have one of these keys if any are given."""
         scrape = None if self._exposition is None else self.scrape
-        errors = self._measures.backend.traffic.errors
-        return (METRICS_PATH, MetricsHandler, {"scrape": scrape, "keys": keys, "errors": errors})
+        registry = self._measures.backend
+        options = {"scrape": scrape, "keys": keys, "registry": registry}
+        return (METRICS_PATH, MetricsHandler, options)
 
     def private_route(self) -> Any:
         """Return the route of other processes of this daemon."""

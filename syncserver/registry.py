@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
-from syncserver.addresses import Addresses, counted_as
+from syncserver.addresses import Addresses, Guesses, counted_as
 from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.counters import Traffic
@@ -72,6 +73,11 @@ class ServiceRegistry:
         """Let go of all that the services hold."""
         for service in self.registered_services.values():
             await service.close()
+
+    @functools.cached_property
+    def guesses(self) -> Guesses:
+        """Return what bounds wrong API keys, by the limits of when it is asked for first."""
+        return Guesses(self.limits)
 
     def admits(self, remote_address: str) -> bool:
         """Tell whether one more session of an address may be opened now."""

@@ -350,6 +350,38 @@ async def test_a_key_in_the_address_is_none() -> None:
         assert response.code == 401
 
 
+async def test_who_guesses_is_429_and_a_right_key_of_the_same_address_passes_meanwhile() -> None:
+    config = settings(wrong_keys_per_minute=1)
+    async with serving(backend=[Office()], config=config) as daemon:
+        wrong = {"X-Backend-Key": "wrong"}
+        pending = [
+            asyncio.ensure_future(daemon.request(body=GOOD, headers=wrong)) for _ in range(4)
+        ]
+        early = {(await one).code for one in pending[:1]}
+        assert (await daemon.request(body=GOOD)).code == 200
+        assert not all(one.done() for one in pending)
+        late = await asyncio.gather(*pending)
+        refused = [answer for answer in late if answer.code == 429]
+        assert early == {401}
+        assert {answer.code for answer in late} == {401, 429}
+        assert {error(answer) for answer in refused} == {(429, "too_many_wrong_keys")}
+        assert all(int(answer.headers["Retry-After"]) in range(1, 61) for answer in refused)
+        counted = daemon.backend.traffic.errors
+        assert counted["too_many_wrong_keys"] == len(refused)
+        no_key = await daemon.request(body=GOOD, headers={"X-Backend-Key": "x", "Expect": "x"})
+        assert no_key.code == 429
+
+
+async def test_a_key_that_is_over_is_no_guess() -> None:
+    over = replace(ApiKey.of(KEY), expires=datetime.now(UTC))
+    other = ApiKey.of("another-key-that-is-long-enough-too")
+    config = settings(wrong_keys_per_minute=1)
+    config = replace(config, backend=replace(config.backend, api_keys=(over, other)))
+    async with serving(backend=[Office()], config=config) as daemon:
+        for _ in range(5):
+            assert error(await daemon.request(body=GOOD)) == (401, "unauthorized")
+
+
 # What is no call.
 
 

@@ -20,9 +20,10 @@ from tornado.websocket import websocket_connect
 
 from syncserver import gate as gates
 from syncserver.accepting import Acceptor
-from syncserver.addresses import _REMEMBERED, Addresses, counted_as, is_public
+from syncserver.addresses import _REMEMBERED, Addresses, Guesses, counted_as, is_public
 from syncserver.bucket import Bucket
 from syncserver.config import Frontend, Limits
+from syncserver.errors import TooManyWrongKeys
 from syncserver.gate import BUSY, Gate, Seats, places
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Request, RPCService, rpc_asynchronous, rpc_command
@@ -82,7 +83,21 @@ def test_addresses_without_end_take_no_memory_without_end() -> None:
     addresses = Addresses(Limits())
     for number in range(3 * _REMEMBERED):
         assert addresses.admits(str(number))
-    assert len(addresses._buckets) <= _REMEMBERED
+    assert len(addresses._rates._buckets) <= _REMEMBERED
+
+
+def test_keys_that_are_none_are_counted_by_address_and_come_back_with_time() -> None:
+    guesses = Guesses(Limits(wrong_keys_per_minute=6))
+    for address in ("10.0.0.1", "2a00:1:2:3::1", "2a00:1:2:3::2", "no address"):
+        for _ in range(3):
+            guesses.wrong(address)
+    for _ in range(12):
+        with contextlib.suppress(TooManyWrongKeys):
+            guesses.wrong("2a00:1:2:3::3")
+    with pytest.raises(TooManyWrongKeys) as refused:
+        guesses.wrong("2a00:1:2:3::4")
+    assert refused.value.retry_after_seconds in range(1, 11)
+    guesses.wrong("10.0.0.1")
 
 
 @pytest.mark.parametrize(

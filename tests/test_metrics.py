@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -289,6 +290,21 @@ async def test_a_key_can_be_asked_for_which_may_be_a_bearer_token() -> None:
         assert counted == {"unauthorized": 4, "forbidden": 1}
 
 
+async def test_who_guesses_at_metrics_guesses_at_the_backend_too() -> None:
+    config = guarded(metrics_need_key=True)
+    config = replace(config, limits=replace(config.limits, wrong_keys_per_minute=1))
+    async with serving(config=config) as daemon:
+        guesses = [scrape(daemon, **{"X-Backend-Key": "wrong"}) for _ in range(4)]
+        answers = await asyncio.gather(*guesses)
+        assert {answer.code for answer in answers} == {401, 429}
+        for answer in answers:
+            assert ("Retry-After" in answer.headers) == (answer.code == 429)
+        assert (await scrape(daemon, **{"X-Backend-Key": KEY})).code == 200
+        answer = await daemon.request(headers={"X-Backend-Key": "wrong"})
+        assert answer.code == 429
+        assert daemon.backend.traffic.errors["too_many_wrong_keys"] >= 3
+
+
 def test_that_a_key_is_needed_is_read_from_the_settings(tmp_path: Path) -> None:
     assert not read(tmp_path, "").backend.metrics_need_key
     assert read(tmp_path, "[backend]\nmetrics_need_key = true").backend.metrics_need_key
@@ -397,7 +413,8 @@ async def test_labels_do_not_grow_with_what_is_sent() -> None:
                 daemon.frontend.traffic.refused.add(f"reason_{number}")
         found = families(await scrape(daemon))
         codes = [one.labels["code"] for one in found[f"{PREFIX}errors_total"].samples]
-        assert len(codes) == 2 * 101 + len({"internal_error", "unauthorized"}) + 1
+        known = {"internal_error", "unauthorized", "too_many_wrong_keys"}
+        assert len(codes) == 2 * 101 + len(known) + 1
         for door in ("frontend", "backend"):
             assert value(found, "errors_total", door=door, code="other") == 200
         assert value(found, "connections_refused_total", reason="other") == 400

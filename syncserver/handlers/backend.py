@@ -16,8 +16,9 @@ from typing import Any
 
 from tornado.web import HTTPError, stream_request_body
 
+from syncserver.addresses import GUESS_SECONDS
 from syncserver.apikeys import ApiKey, KeyRing
-from syncserver.errors import CommandTimeout, ProtocolError, RPCError
+from syncserver.errors import CommandTimeout, ProtocolError, RPCError, TooManyWrongKeys
 from syncserver.handlers.base import CalmHandler
 from syncserver.handlers.caller import BackendClient
 from syncserver.protocols.base import Command, Event, Failure, Message
@@ -73,17 +74,21 @@ class BackendHTTPHandler(CalmHandler):
         self._body = bytearray()
         self._received = 0
         self._kept = 0
-        self._refused: HTTPError | None = None
+        self._refused: HTTPError | TooManyWrongKeys | None = None
         self._deadline: asyncio.Timeout | None = None
         self._patience: asyncio.TimerHandle | None = None
 
     def check_api_key(self) -> None:
-        """Raise HTTPError 401 unless the caller has a key; override it for another way."""
+        """Raise HTTPError 401 unless the caller has a key; override it for another way.
+
+        TooManyWrongKeys from an address that guesses: a right key is not held up by that.
+        """
         given = self.request.headers.get_list("X-Backend-Key")
         if len(given) != 1:
             raise HTTPError(401, "Missing X-Backend-Key header")
         key = self._keys.find(given[0].encode("utf-8", "surrogateescape"))
         if key is None:
+            self._registry.guesses.wrong(self.request.remote_ip or "")
             raise HTTPError(401, "Invalid API key")
         if key.expired():
             raise HTTPError(401, "API key %s has expired", key.id)
@@ -102,10 +107,10 @@ class BackendHTTPHandler(CalmHandler):
         self._patience = loop.call_later(self._limits.body_seconds, self._hang_up)
         try:
             self._check_head()
-        except HTTPError as error:
+        except (HTTPError, TooManyWrongKeys) as error:
             self._refused = error
         if self._refused and (self._is_far_too_large(self._length()) or self._waits_for_go()):
-            self.send_error(self._refused.status_code)
+            self._refuse(self._refused)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body, as far as it may go."""
@@ -115,7 +120,7 @@ class BackendHTTPHandler(CalmHandler):
         if self._refused is not None:
             self._let_go()
             if self._is_far_too_large(self._received) and not self._finished:
-                self.send_error(self._refused.status_code)
+                self._refuse(self._refused)
         return None
 
     async def post(self, *args: str, **kwargs: str) -> None:
@@ -124,6 +129,8 @@ class BackendHTTPHandler(CalmHandler):
             self._patience.cancel()
         if self._finished:
             return
+        if isinstance(self._refused, TooManyWrongKeys):
+            await asyncio.sleep(GUESS_SECONDS)
         if self._refused is not None:
             raise self._refused
         messages = NativeProtocol().receive(bytes(self._body))
@@ -162,7 +169,7 @@ class BackendHTTPHandler(CalmHandler):
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Log what a caller did wrong in a line, and what went wrong here in full."""
-        if isinstance(value, HTTPError) and value.status_code == 401:  # a kind of its own
+        if getattr(value, "status_code", 0) == 401 or isinstance(value, TooManyWrongKeys):
             logger.info("Refused a key from %s: %s", self.request.remote_ip, value)
         elif isinstance(value, ProtocolError | HTTPError | RPCError):
             logger.info("Refused a call from %s: %s", self.request.remote_ip, value)
@@ -193,6 +200,10 @@ class BackendHTTPHandler(CalmHandler):
             self._registry.traffic.errors.add(event.error.code)
             self._set_error_status(event.error)
         self._send_json(body)
+
+    def _refuse(self, error: HTTPError | TooManyWrongKeys) -> None:
+        status = error.status_code if isinstance(error, HTTPError) else error.http_status
+        self.send_error(status, exc_info=(type(error), error, None))
 
     def _hang_up(self) -> None:
         logger.info("The body of a call from %s came too slowly", self.request.remote_ip)

@@ -14,9 +14,11 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import HTTPError
 
 from syncserver import strict_json
+from syncserver.addresses import GUESS_SECONDS
 from syncserver.apikeys import KeyRing
-from syncserver.counters import Tally
+from syncserver.errors import TooManyWrongKeys
 from syncserver.handlers.base import CalmHandler
+from syncserver.registry import ServiceRegistry
 
 MEASURES_PATH = "/measures"
 
@@ -26,7 +28,7 @@ _MOST_BYTES = 4 * 1024 * 1024
 
 logger = logging.getLogger("syncserver.backend")
 
-_CODES = {401: "unauthorized", 403: "forbidden"}
+_CODES = {401: "unauthorized", 403: "forbidden", 429: "too_many_wrong_keys"}
 
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 
@@ -36,18 +38,26 @@ class MetricsHandler(CalmHandler):
 
     :param scrape: returns text and content type for an ``Accept``; None: it is not installed.
     :param keys: one of these must be given, that may ``inspect``; None: whoever asks may.
-    :param errors: counts who has no good key, by the codes of a call.
+    :param registry: counts who has no good key, by the codes of a call, and bounds guesses.
     """
 
-    def initialize(self, scrape: Scrape | None, keys: KeyRing | None, errors: Tally) -> None:
+    def initialize(
+        self, scrape: Scrape | None, keys: KeyRing | None, registry: ServiceRegistry
+    ) -> None:
         """Take the options of the route."""
         self._scrape = scrape
         self._keys = keys
-        self._errors = errors
+        self._registry = registry
+        self._retry_after_seconds = 0
 
     async def get(self) -> None:
         """Answer a scrape."""
-        self._check_key()
+        try:
+            self._check_key()
+        except TooManyWrongKeys as error:
+            await asyncio.sleep(GUESS_SECONDS)
+            self._retry_after_seconds = error.retry_after_seconds
+            self._refuse(error.http_status, error.message)
         if self._scrape is None:
             raise HTTPError(501)
         text, content_type = await self._scrape(self.request.headers.get("Accept", ""))
@@ -60,6 +70,8 @@ class MetricsHandler(CalmHandler):
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         if status_code == 401:
             self.set_header("WWW-Authenticate", "Bearer")
+        if self._retry_after_seconds:
+            self.set_header("Retry-After", str(self._retry_after_seconds))
         self.finish(_MISSING if status_code == 501 else f"{self._reason}\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
@@ -76,13 +88,15 @@ class MetricsHandler(CalmHandler):
         scheme, _, bearer = headers.get("Authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else headers.get("X-Backend-Key", "")
         key = self._keys.find(given.encode("utf-8", "surrogateescape"))
+        if key is None and given:
+            self._registry.guesses.wrong(self.request.remote_ip or "")
         if key is None or key.expired():
             self._refuse(401, "Invalid API key")
         elif not key.allows(_OPERATION):
             self._refuse(403, "The API key is not for metrics")
 
     def _refuse(self, status: int, why: str) -> NoReturn:
-        self._errors.add(_CODES[status])
+        self._registry.traffic.errors.add(_CODES[status])
         raise HTTPError(status, why)
 
 

@@ -35,6 +35,7 @@ LIMITS = {
     "header_seconds": 1,
     "body_seconds": 1,
     "max_subscriptions": 8,
+    "wrong_keys_per_minute": 100_000,
     "retention_bytes": 4 * 1024 * 1024,
     "tail_bytes": 4 * 1024 * 1024,
 }
