@@ -14,6 +14,7 @@ import pytest
 
 from syncserver.config import Limits
 from syncserver.dealers import BroadcastDealer, KeyedDealer
+from syncserver.engines.base import Entry, Listener, Taken
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import RefetchReason, Unavailable
 from syncserver.position import Position
@@ -47,6 +48,48 @@ class Gated(MemoryEngine):
         if self.unavailable:
             raise Unavailable
         return await super().renew_grants(tokens, seconds)
+
+
+class Lagging(Gated):
+    """What one node of several hears comes late, while what it asks is answered at once."""
+
+    def __init__(self, log: Gated, limits: Limits) -> None:
+        super().__init__(limits)
+        self.log = log
+        self.reads = 0
+        self.late = False
+        self.unheard: list[Entry] = []
+
+    async def head(self, stream: str) -> Position:
+        return await self.log.head(stream)
+
+    async def since(self, stream: str, seconds: float) -> Position:
+        return await self.log.since(stream, seconds)
+
+    async def read(self, stream: str, after: Position, limit: int) -> Any:
+        self.reads += 1
+        return await self.log.read(stream, after, limit)
+
+    async def take_grant(self, token: str, seconds: float, *, resumable: bool) -> Taken:
+        return await self.log.take_grant(token, seconds, resumable=resumable)
+
+    async def append(
+        self, stream: str, data: bytes, *, idempotency_key: str | None = None
+    ) -> Position:
+        return await self.log.append(stream, data, idempotency_key=idempotency_key)
+
+    async def follow(self, stream: str, after: Position, listener: Listener) -> Any:
+        self.listener = listener
+        return await self.log.follow(stream, after, self)
+
+    def entries_arrived(self, entries: Sequence[Entry]) -> None:
+        self.unheard += entries
+        if not self.late:
+            self.hear()
+
+    def hear(self) -> None:
+        unheard, self.unheard = self.unheard, []
+        self.listener.entries_arrived(unheard)
 
 
 class Node:
@@ -143,6 +186,56 @@ async def running(limits: Limits = LIMITS) -> AsyncIterator[Node]:
         assert not len(node.service.subscriptions.peers)
         await node.service.close()
         await node.engine.close()
+
+
+# Joining ahead of the node.
+
+
+@asynccontextmanager
+async def two_nodes() -> AsyncIterator[tuple[Node, Node, Lagging]]:
+    """Two nodes on one log; what the second hears can be held back."""
+    async with running() as node:
+        engine = Lagging(node.engine, LIMITS)
+        second = Node(LIMITS, engine)
+        await second.service.open()
+        try:
+            yield node, second, engine
+        finally:
+            for peer in second.peers:
+                peer.session.connection_lost()
+            await turns(40)
+            await second.service.close()
+
+
+@on_virtual_time
+async def test_who_comes_to_a_node_that_is_behind_waits_for_it_and_hears_nothing_twice() -> None:
+    async with two_nodes() as (node, second, engine):
+        engine.late = True
+        token = await node.grant(1)
+        await node.peer().acquire(token)
+        await node.publish(1)
+        peer, engine.reads = second.peer(), 0
+        peer.begin(token, str(node.stream.cursor))
+        await turns(40)
+        assert peer.told() == []
+        assert engine.reads == 1, "the log is asked once, not in each turn"
+        await node.publish(1)
+        engine.hear()
+        await turns(40)
+        assert peer.told() == ["delta 3", "response 3"]
+
+
+@on_virtual_time
+async def test_who_comes_to_a_node_that_stays_behind_is_told_to_come_again() -> None:
+    async with two_nodes() as (node, second, engine):
+        engine.late = True
+        token = await node.grant(1)
+        await node.peer().acquire(token)
+        await node.publish(1)
+        peer = second.peer()
+        peer.begin(token, str(node.stream.cursor))
+        await asyncio.sleep(11)
+        assert peer.told() == ["error unavailable"]
 
 
 # Positions.
