@@ -68,8 +68,9 @@ async def run(
     publishers: int = 4,
     pause_seconds: float = 0.1,
     module: str = "syncserver",
+    rest_seconds: float = REST_SECONDS,
 ) -> Report:
-    """Let everything happen, come to rest, and judge."""
+    """Let everything happen, come to rest for so long at most, and judge."""
     rng = random.Random(seed)
     began = time.monotonic()
     async with cluster(folder, kind, nodes, module=module) as some:
@@ -87,7 +88,7 @@ async def run(
             reading = [group.create_task(page.run()) for page in subscribers]
             await until(lambda: all(page.live_now for page in subscribers), REST_SECONDS)
             await nemesis.run(faults)
-            await rest(site, subscribers, writing)
+            await rest(site, subscribers, writing, rest_seconds)
             for task in reading:
                 task.cancel()
         wrong = checkers.faults(site.history)
@@ -101,12 +102,14 @@ async def run(
     return report
 
 
-async def rest(site: Site, pages: list[Subscriber], writing: list[asyncio.Task[None]]) -> None:
+async def rest(
+    site: Site, pages: list[Subscriber], writing: list[asyncio.Task[None]], seconds: float
+) -> None:
     """End the faults and the publishing, and write down how all end."""
     site.record("calm")
     site.publishing = False
     await asyncio.wait(writing, timeout=REST_SECONDS)
-    await asyncio.gather(*(_rests(page) for page in pages))
+    await asyncio.gather(*(_rests(page, seconds) for page in pages))
     site.record("database", rows={item: site.seen(item) for item in ITEMS})
     for page in pages:
         page.record("final", rows=page.rows, item=page.item)
@@ -114,6 +117,6 @@ async def rest(site: Site, pages: list[Subscriber], writing: list[asyncio.Task[N
     site.closing = True
 
 
-async def _rests(page: Subscriber) -> None:
-    if await until(page.has_all, REST_SECONDS):
+async def _rests(page: Subscriber, seconds: float) -> None:
+    if await until(page.has_all, seconds):
         page.record("live")
