@@ -59,6 +59,10 @@ class Calculator(RPCService):
         return value
 
     @rpc_command
+    def any_params(self, req: Request, base: Any, *rest: Any, **more: Any) -> list[str]:
+        return list(more)
+
+    @rpc_command
     def twice(self, req: Request) -> str:
         req.reply("first")
         with pytest.raises(RuntimeError, match=r"^This request has already been resolved$"):
@@ -218,26 +222,44 @@ async def test_s4_only_commands_can_be_called(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("params", "field"),
     [
-        {},
-        {"a": 1},
-        {"a": 1, "b": 2, "c": 3},
-        {"a": 1, "b": 2, "req": 3},
-        {"a": 1, "b": 2, "self": 3},
-        {"A": 1, "b": 2},
-        [],
-        [1, 2],
-        None,
-        "ab",
-        3,
-        True,
+        ({}, "a"),
+        ({"a": 1}, "b"),
+        ({"a": 1, "b": 2, "c": 3}, "c"),
+        ({"a": 1, "c": 2, "d": 3}, "c"),
+        ({"a": 1, "b": 2, "req": 3}, "req"),
+        ({"a": 1, "b": 2, "self": 3}, "self"),
+        ({"A": 1, "b": 2}, "A"),
+        ({"a": 1, "b": 2, "c" * 65: 3}, None),
+        ([], None),
+        ([1, 2], None),
+        (None, None),
+        ("ab", None),
+        (3, None),
+        (True, None),
     ],
 )
-async def test_s5_params_that_do_not_fit_the_signature_are_refused(params: Any) -> None:
+async def test_s5_params_that_do_not_fit_the_signature_are_refused_with_the_one_at_fault(
+    params: Any, field: str | None
+) -> None:
+    named = {} if field is None else {"field": field}
     async with calculator() as (_, peer):
         peer.send("calc", {"command": "sum", "params": params, "callId": 1})
-        assert (await peer.read())["message"] == error("Invalid params", "invalid_params", 1)
+        refusal = error("Invalid params", "invalid_params", 1)
+        assert (await peer.read())["message"] == refusal | named
+
+
+@pytest.mark.parametrize(
+    ("params", "field"), [({}, "base"), ({"more": 1}, "base"), ({"base": 1, "number": 2}, None)]
+)
+async def test_s5_a_command_may_take_any_params_beside_its_own(
+    params: Any, field: str | None
+) -> None:
+    async with calculator() as (_, peer):
+        answer = await peer.call("calc", "any_params", **params)
+        assert answer.get("field") == field
+        assert answer["type"] == ("response" if field is None else "error")
 
 
 async def test_s5_params_that_do_not_fit_leave_a_line_in_the_log(

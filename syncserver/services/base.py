@@ -48,6 +48,7 @@ __all__ = [
 logger = logging.getLogger("syncserver.rpc")
 
 _LOGGED_CHARACTERS = 100
+_LONGEST_NAME = 64
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -209,8 +210,9 @@ class RPCService(Service):
         wanted = getattr(method, "__operation__", None)
         if not request.client.may(wanted):
             raise Forbidden(wanted)
+        signature = self._signatures[request.command]
         try:
-            self._signatures[request.command].bind(self, request, **request.params)
+            signature.bind(self, request, **request.params)
         except TypeError:
             logger.info(
                 'Invalid params in RPC service "%s": %s from %s',
@@ -218,7 +220,7 @@ class RPCService(Service):
                 request.command,
                 request.client,
             )
-            raise InvalidParams from None
+            raise InvalidParams(_misfit(signature, request.params)) from None
         return method
 
     async def _finish(
@@ -261,6 +263,18 @@ def session_of(request: Request) -> Session:
     if not isinstance(request.client, Session):
         raise RPCError("Only a connected client can do this", code="not_connected")
     return request.client
+
+
+def _misfit(signature: inspect.Signature, params: Mapping[str, Any]) -> str | None:
+    """Return the name of a param that a command does not take, or else of one that it lacks."""
+    taken = list(signature.parameters.values())[2:]  # but for self and req
+    unknown = params.keys() - {one.name for one in taken}
+    if unknown and all(one.kind is not one.VAR_KEYWORD for one in taken):
+        name = min(unknown)
+        return name if len(name) <= _LONGEST_NAME else None
+    named = (one for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY))
+    lacks = (one.name for one in named if one.default is one.empty and one.name not in params)
+    return next(lacks, None)
 
 
 def format_call(command: str, params: Any) -> str:
