@@ -11,7 +11,7 @@ DEMO_NEEDS := $(wildcard demos/*/requirements.txt)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL_ALL = install $(addprefix -r ,$(DEMO_NEEDS)) -e clients/python -e
 
-.PHONY: help run test lint types docs fuzz bench wheel venv clean
+.PHONY: help run test lint types docs fuzz idle bench wheel venv clean
 
 help:
 	@echo 'make run    the daemon and the demo app; prints the address of the page'
@@ -20,6 +20,7 @@ help:
 	@echo 'make types  mypy'
 	@echo 'make docs   the documentation, in docs/_build/html'
 	@echo 'make fuzz   inputs at random to every parser; ARGS="--seconds 3600" for longer'
+	@echo 'make idle   connections of 70 seconds without a word, through nginx and Caddy'
 	@echo 'make bench  syncserver beside other servers, as ratios'
 	@echo 'make wheel  build the wheels and try them in an empty environment'
 	@echo 'make venv   only set up .venv, with everything'
@@ -43,6 +44,9 @@ docs: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	@PYTHONPATH=.:clients/python $(BIN)/python -m tests.fuzz $(ARGS)
+
+idle: $(VENV)/.test
+	@PYTHONPATH=.:clients/python $(BIN)/python -m tests.idle
 
 bench: $(VENV)/.test
 	@$(BIN)/python -m bench $(ARGS)
