@@ -19,10 +19,10 @@ from syncserver.dealers.base import Dealer
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
-from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.server import EVENTS_PATH, Registries, Server
+from syncserver.siblings import Siblings
 
 logger = logging.getLogger("syncserver.app")
 

@@ -32,7 +32,8 @@ _DROPPED_BODIES = 4
 class UnixPlace:
     """A Unix socket in the file system, which forked processes may listen on together.
 
-    The process that made it removes it; a socket that nobody listens on is replaced.
+    The process that made it removes it, when it leaves; it may stop to listen before the
+    others do. A socket that nobody listens on is replaced.
     """
 
     def __init__(self, path: str, mode: str) -> None:
@@ -51,15 +52,19 @@ class UnixPlace:
             self._inode = Path(self.path).stat().st_ino
         return self._socket.dup()
 
+    def hand_over(self) -> None:
+        """Leave listening to the others: when they stop, whoever comes is refused."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def leave(self) -> None:
         """Remove the socket, unless another daemon has put its own there."""
-        if self._socket is None:
-            return
-        self._socket.close()
-        self._socket = None
+        self.hand_over()
         with contextlib.suppress(FileNotFoundError):
             if os.getpid() == self._owner and Path(self.path).stat().st_ino == self._inode:
                 Path(self.path).unlink()
+        self._inode = 0
 
 
 def _is_listened_on(path: str) -> bool:

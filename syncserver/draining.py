@@ -2,7 +2,9 @@
 
 1. Who is new is refused (``ServiceRegistry.draining``); calls under way have half of the time.
 2. All sessions are closed with 4001 and a time to come again.
-3. It is over when all sockets are closed and nothing is passed on to other processes, or when
+3. Connections are taken all the while for those who poll, who may need one to ask what there is;
+   when all of them were told, here and in the other processes that end, nobody gets in any more.
+4. It is over when all sockets are closed and nothing is passed on to other processes, or when
    the time is up.
 """
 
@@ -10,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from syncserver.doors import Door
 from syncserver.errors import CloseCode
-from syncserver.handlers.sockjs_relay import Siblings
+from syncserver.handlers.sockjs_table import Sessions
 from syncserver.registry import ServiceRegistry
+from syncserver.siblings import Siblings
 
 _CLOSED_PER_SLICE = 200
 _RECONNECTS_PER_SECOND = 500
@@ -26,6 +29,7 @@ class Drain:
     """The end of one process.
 
     :param door: of the frontend.
+    :param tables: the sessions of those who poll.
     :param siblings: the processes that share the addresses, if there are others.
     """
 
@@ -34,12 +38,15 @@ class Drain:
         frontend: ServiceRegistry,
         backend: ServiceRegistry,
         door: Door,
+        tables: Sequence[Sessions],
         siblings: Siblings | None,
     ) -> None:
         self._frontend = frontend
         self._backend = backend
         self._door = door
+        self._tables = tables
         self._siblings = siblings
+        self._is_shut = False
 
     async def run(self, seconds: float) -> None:
         """Do it within so many seconds.
@@ -49,7 +56,8 @@ class Drain:
         """
         begin = asyncio.get_running_loop().time()
         self._frontend.draining = self._backend.draining = True
-        self._door.stop()
+        if self._siblings is not None:
+            self._siblings.begin_telling()
         await self._until(lambda: not self._backend.calls_under_way, begin + seconds / 2)
         await self._send_away()
         await self._until(self._is_left, begin + seconds)
@@ -64,12 +72,25 @@ class Drain:
             if number % _CLOSED_PER_SLICE == _CLOSED_PER_SLICE - 1:
                 await asyncio.sleep(0)
 
+    def _shut_when_told(self) -> None:
+        """Take no more connections when nobody needs one to hear of the end."""
+        if self._is_shut or any(table.untold for table in self._tables):
+            return
+        if self._siblings is not None:
+            self._siblings.told()
+            if not self._siblings.all_told():
+                return
+        self._door.stop()
+        self._is_shut = True
+
     def _is_left(self) -> bool:
         """Tell whether nobody is connected any more, here or to what is passed on."""
         relays = 0 if self._siblings is None else self._siblings.relays
-        return not self._frontend.sockets and not relays
+        return self._is_shut and not self._frontend.sockets and not relays
 
     async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
         loop = asyncio.get_running_loop()
-        while not condition() and loop.time() < deadline:  # noqa: ASYNC110  # once in a life
+        self._shut_when_told()
+        while not condition() and loop.time() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)
+            self._shut_when_told()

@@ -10,12 +10,12 @@ from typing import Any
 from syncserver.apikeys import KeyRing
 from syncserver.doors import Door
 from syncserver.handlers.metrics import MEASURES_PATH, MeasuresHandler, MetricsHandler, ask
-from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.looplag import LoopLag
 from syncserver.measures import WORKER, Measures, Sample, from_json
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.events import EventsProtocol
 from syncserver.registry import ServiceRegistry
+from syncserver.siblings import Siblings
 
 METRICS_PATH = "/metrics"
 

@@ -20,9 +20,9 @@ from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
-from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.notify import READY, STOPPING, notify
 from syncserver.server import Registries, Server
+from syncserver.siblings import Siblings
 from syncserver.workers import reserved, supervise
 
 logger = logging.getLogger("syncserver.app")
@@ -159,7 +159,7 @@ def run(
                 )
             ),
             on_hangup=settings.hung_up,
-            on_end=lambda: _leave(places),
+            on_end=lambda: _hand_over(places),
         )
 
 
@@ -178,10 +178,10 @@ def _hold(config: Config, held: contextlib.ExitStack) -> tuple[Config, dict[str,
     return config, places
 
 
-def _leave(places: Mapping[str, UnixPlace]) -> None:
-    """Let nobody in any more: who comes now is refused, and does not wait for the end."""
+def _hand_over(places: Mapping[str, UnixPlace]) -> None:
+    """Let who comes be refused as soon as no worker listens, and not wait for the end."""
     for place in places.values():
-        place.leave()
+        place.hand_over()
 
 
 def _check_shared(engines: Iterable[Engine | type[Engine]], workers: int) -> None:

@@ -21,13 +21,13 @@ from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
 from syncserver.handlers.health import HealthHandler
 from syncserver.handlers.sockjs import SockJSHandler
-from syncserver.handlers.sockjs_relay import Siblings
-from syncserver.handlers.sockjs_session import Sessions
+from syncserver.handlers.sockjs_table import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.metrics import Metrics
 from syncserver.pressure import relieve
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
+from syncserver.siblings import Siblings
 from syncserver.version import __version__
 from syncserver.wheel import Wheel
 
@@ -98,6 +98,7 @@ class Server:
         header_seconds = self.config.limits.header_seconds
         of_browsers, of_the_app = map(Seats, places(self.config.limits))
         if self._siblings is not None:  # before anybody can be passed on to them
+            self._siblings.open()
             private = self._siblings.path(self._siblings.number)
             self._siblings.seats = of_browsers
             place = Frontend(
@@ -137,7 +138,8 @@ class Server:
 
     async def drain(self) -> None:
         """Finish what is under way, send all clients elsewhere, and close within bounds."""
-        ending = Drain(self.frontend, self.backend, self._doors["frontend"], self._siblings)
+        door, siblings = self._doors["frontend"], self._siblings
+        ending = Drain(self.frontend, self.backend, door, self._sessions, siblings)
         await ending.run(self.config.limits.drain_seconds)
         await self.stop()
 
@@ -151,6 +153,8 @@ class Server:
         await self.backend.close()
         if self._engine is not None:
             await self._engine.close()
+        if self._siblings is not None:
+            self._siblings.close()
         self._wheel.close()
         self.metrics.stop()
 

@@ -9,10 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tornado.httpclient import HTTPClientError
 from tornado.web import RequestHandler
+from tornado.websocket import websocket_connect
 
-from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.services.base import Request, RPCService, rpc_command
+from syncserver.siblings import Siblings
 from tests.support.daemon import Daemon, call_body, serving, until
 from tests.support.events import source
 from tests.support.sockjs import OPEN, Site
@@ -151,3 +153,91 @@ async def test_a_process_ends_when_what_it_passes_on_is_answered(tmp_path: Path)
         answer = await line.head()
         assert (answer.status, code_of(await answer.body())) == (200, 4001)
         await ending
+
+
+async def test_a_process_lets_clients_in_until_the_others_that_end_have_told_theirs(
+    tmp_path: Path,
+) -> None:
+    async with pair(tmp_path) as ((first, here), (second, there)):
+        assert await there.poll(of(1)) == OPEN
+        endings = [asyncio.ensure_future(one.server.drain()) for one in (second, first)]
+        await until(lambda: not second.frontend.sessions)
+        await asyncio.wait(endings, timeout=0.1)
+        assert not any(ending.done() for ending in endings)
+        assert code_of(await here.poll(of(1))) == 4001
+        await asyncio.gather(*endings)
+
+
+async def test_a_process_that_ends_alone_waits_for_no_other(tmp_path: Path) -> None:
+    async with pair(tmp_path) as ((first, _), (second, there)):
+        assert await there.poll(of(1)) == OPEN
+        await first.server.drain()
+        assert len(second.frontend.sessions) == 1
+
+
+# Who polls, and is between two polls when the end begins.
+
+
+async def test_who_is_between_two_polls_is_told_and_who_is_new_is_refused() -> None:
+    async with serving() as daemon, polling(daemon) as place:
+        paths = [place.session(PREFIX) for _ in range(2)]
+        assert [await place.poll(path) for path in paths] == [OPEN, OPEN]
+        ending = asyncio.ensure_future(daemon.server.drain())
+        await until(lambda: not daemon.frontend.sessions)
+        answer = await place.post(f"{paths[0]}/xhr")
+        frame = await answer.body()
+        assert code_of(frame) == 4001
+        assert 0 <= json.loads(json.loads(frame[1:])[1])["retry_after"] < 1000
+        new = await place.post(f"{place.session(PREFIX)}/xhr")
+        assert (new.status, new.headers["Retry-After"]) == (503, "1")
+        with pytest.raises(HTTPClientError, match="503"):
+            await websocket_connect(daemon.ws_url)
+        assert not ending.done()
+        assert code_of(await place.poll(paths[1])) == 4001
+        await ending
+        with pytest.raises(ConnectionRefusedError):
+            await place.line()
+
+
+async def test_while_calls_are_finished_who_polls_is_served_as_before() -> None:
+    async with serving(backend=[Office("office")], drain_seconds=1) as daemon:
+        asking = asyncio.ensure_future(daemon.request(body=call_body("office", "slow", {})))
+        await until(lambda: daemon.backend.calls_under_way)
+        async with polling(daemon) as place:
+            path = place.session(PREFIX)
+            assert await place.poll(path) == OPEN
+            ending = asyncio.ensure_future(daemon.server.drain())
+            await until(lambda: daemon.frontend.draining)
+            await place.say(path, json.dumps({"service": "nothing", "message": {"callId": 1}}))
+            [text] = json.loads((await place.poll(path))[1:])
+            assert json.loads(text)["message"]["callId"] == 1
+            await until(lambda: not daemon.frontend.sessions)
+            assert code_of(await place.poll(path)) == 4001
+            await ending
+        cancel_requests()
+        assert (await asking).code == 503
+
+
+async def test_where_nobody_polls_nobody_gets_in_from_the_first_signal_on() -> None:
+    async with serving() as daemon, polling(daemon) as place:
+        path = place.session(PREFIX)
+        stream = await place.streaming(path)
+        await stream.take(OPEN)
+        stream.abort()
+        await until(lambda: not daemon.frontend.sockets)
+        daemon.frontend.sockets += 1  # one that takes its time
+        ending = asyncio.ensure_future(daemon.server.drain())
+        await until(lambda: daemon.frontend.draining)
+        with pytest.raises(ConnectionRefusedError):
+            await place.line()
+        daemon.frontend.sockets -= 1
+        await ending
+
+
+async def test_who_does_not_poll_again_is_waited_for_no_longer_than_the_drain_may_take() -> None:
+    async with serving(disconnect_seconds=60, drain_seconds=0.2) as daemon:
+        async with polling(daemon) as place:
+            assert await place.poll(place.session(PREFIX)) == OPEN
+        async with asyncio.timeout(10):
+            await daemon.server.drain()
+        assert not daemon.frontend.sockets

@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "looplag",
         "pressure",
         "session",
+        "siblings",
         "stream",
         "tasks",
         "transport",
@@ -110,6 +111,7 @@ STANDS_ON = {
     ("dealers.filter", "dealers.index"),
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
     ("gate", "addresses"),
+    ("siblings", "gate"),
     ("pressure", "session"),
     ("session", "flusher"),
     ("session", "transport"),
@@ -137,12 +139,11 @@ STANDS_ON = {
     ("handlers.websocket", "handlers.outlet"),
     ("handlers.sockjs", "handlers.sockjs_http"),
     ("handlers.sockjs", "handlers.sockjs_polling"),
-    ("handlers.sockjs", "handlers.sockjs_relay"),
     ("handlers.sockjs", "handlers.sockjs_sending"),
-    ("handlers.sockjs", "handlers.sockjs_session"),
+    ("handlers.sockjs", "handlers.sockjs_table"),
     ("handlers.sockjs", "handlers.sockjs_websocket"),
     ("handlers.sockjs_http", "handlers.sockjs_relay"),
-    ("handlers.sockjs_http", "handlers.sockjs_session"),  # where it is mounted, they are kept
+    ("handlers.sockjs_http", "handlers.sockjs_table"),  # where it is mounted, they are kept
     ("handlers.sockjs_polling", "handlers.sockjs_framing"),
     ("handlers.sockjs_polling", "handlers.sockjs_http"),
     ("handlers.sockjs_polling", "handlers.sockjs_session"),
@@ -150,6 +151,7 @@ STANDS_ON = {
     ("handlers.sockjs_sending", "handlers.sockjs_http"),
     ("handlers.sockjs_sending", "handlers.sockjs_session"),
     ("handlers.sockjs_session", "handlers.sockjs_framing"),
+    ("handlers.sockjs_table", "handlers.sockjs_session"),
     ("handlers.sockjs_websocket", "handlers.connection"),
     ("handlers.sockjs_websocket", "handlers.frames"),
     ("handlers.sockjs_websocket", "handlers.sockjs_framing"),

@@ -32,10 +32,10 @@ from syncserver.config import Config
 from syncserver.counters import Tally
 from syncserver.errors import CloseCode
 from syncserver.handlers import websocket
-from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.looplag import LoopLag
 from syncserver.measures import METRICS, PREFIX, REFUSALS, Sample
 from syncserver.registry import ServiceRegistry
+from syncserver.siblings import Siblings
 from tests.conftest import ExpectedLog
 from tests.support.daemon import KEY, Daemon, serving, settings, until
 from tests.test_doors import read

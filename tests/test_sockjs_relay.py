@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from syncserver.gate import Seats
-from syncserver.handlers.sockjs_relay import Siblings
+from syncserver.siblings import Siblings
 from tests.conftest import ExpectedLog
 from tests.support.daemon import until
 from tests.support.sockjs import BUSY, FORM, OPEN, Site, site

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver.config import Limits
-from syncserver.handlers.sockjs_session import PollingSession, Sessions
+from syncserver.handlers.sockjs_session import PollingSession
+from syncserver.handlers.sockjs_table import Sessions
 from syncserver.protocols.base import Frame
 from syncserver.registry import ServiceRegistry
 from syncserver.wheel import Wheel

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from syncserver.handlers.sockjs_relay import Siblings
+from syncserver.siblings import Siblings
 from tests.support import valkey
-from tests.support.daemon import KEY, DaemonProcess, Peer, call_body, process, until
+from tests.support.daemon import KEY, SECONDS, DaemonProcess, Peer, call_body, process, until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
@@ -245,6 +245,12 @@ async def test_a_client_that_polls_reaches_its_session_in_whichever_process_it_i
             _, frame = await http.post(f"{path}/xhr")
             assert json.loads(json.loads(frame[1:])[0])["message"]["delta"] == delta
         daemon.child.send_signal(signal.SIGTERM)
+        await draining(daemon, 3)
+        for path in paths:  # each between two polls
+            frame = "a"
+            while frame[0] != "c":
+                _, frame = await http.post(f"{path}/xhr")
+            assert json.loads(frame[1:])[0] == 4001
         assert await daemon.ended() == 0
     assert "Traceback" not in daemon.log
 
@@ -257,23 +263,22 @@ def place() -> Iterator[Path]:
 
 
 @pytest.mark.seconds(60)
-async def test_workers_that_are_told_twice_to_end_still_drain_and_let_nobody_in(
+async def test_workers_that_are_told_twice_to_end_still_drain_and_let_nobody_new_in(
     tmp_path: Path, place: Path
 ) -> None:
     patience = ("--set", "limits.disconnect_seconds=50")
     async with workers(tmp_path, 2, *patience, door=f'unix_socket = "{place}"') as daemon:
-        await holding(place)
-        told = children(daemon.child.pid)
-        for pid in told:  # as systemd may do
+        names = await holding(place)
+        for pid in children(daemon.child.pid):  # as systemd may do
             os.kill(pid, signal.SIGTERM)
-        assert daemon.child.stderr is not None
-        for _ in told:
-            while b"Draining" not in await daemon.child.stderr.readline():
-                pass
+        await draining(daemon, 2)
         daemon.child.send_signal(signal.SIGTERM)
-        await until(lambda: not place.exists())
-        assert children(daemon.child.pid), "it is still draining"
+        assert (await poll(place, "new")).startswith(b"HTTP/1.1 503 ")
+        for name in names:
+            while b"c[4001," not in (answer := await poll(place, name)):
+                assert b"a[" in answer
         assert await daemon.ended() == 0
+        assert not place.exists()
 
 
 @pytest.mark.seconds(60)
@@ -284,24 +289,39 @@ async def test_a_second_signal_for_the_parent_ends_all_workers_at_once(
     async with workers(tmp_path, 2, *patience, door=f'unix_socket = "{place}"') as daemon:
         await holding(place)
         daemon.child.send_signal(signal.SIGTERM)
-        await until(lambda: not place.exists())
+        await draining(daemon, 2)
         daemon.child.send_signal(signal.SIGTERM)
         assert await daemon.ended() == 1
 
 
-async def holding(place: Path) -> None:
-    """Open a session that polls no more, for which a drain waits, in each of two processes."""
+async def draining(daemon: DaemonProcess, count: int) -> None:
+    """Wait until so many processes drain."""
+    assert daemon.child.stderr is not None
+    for _ in range(count):
+        while b"Draining" not in (line := await daemon.child.stderr.readline()):
+            assert line, "it ended"
+
+
+async def holding(place: Path) -> Iterable[str]:
+    """Open a session in each of two processes, for which a drain waits; return their names."""
     ids = {Siblings(place, 0, 2).owner(name): name for name in map(str, range(9))}
     assert len(ids) == 2
     for name in ids.values():
-        answer = b""
-        while not answer.endswith(b"o\n"):  # until its process listens too
-            reader, writer = await asyncio.open_unix_connection(str(place))
-            head = f"POST /ws/sockjs/000/{name}/xhr HTTP/1.1\r\nHost: a\r\nConnection: close"
-            writer.write(f"{head}\r\nContent-Length: 0\r\n\r\n".encode())
-            answer = await reader.read()
-            writer.close()
-            await writer.wait_closed()
+        while not (await poll(place, name)).endswith(b"o\n"):  # until its process listens too
+            pass
+    return ids.values()
+
+
+async def poll(place: Path, name: str) -> bytes:
+    """Return the whole answer to one poll of a session."""
+    reader, writer = await asyncio.open_unix_connection(str(place))
+    head = f"POST /ws/sockjs/000/{name}/xhr HTTP/1.1\r\nHost: a\r\nConnection: close"
+    writer.write(f"{head}\r\nContent-Length: 0\r\n\r\n".encode())
+    async with asyncio.timeout(SECONDS):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 class AsyncHTTP:

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 from syncserver import strict_json
 from syncserver.handlers import sockjs_polling, sockjs_sending
 from syncserver.handlers.sockjs_http import Mount, SockJSRequest
-from syncserver.handlers.sockjs_relay import Siblings
-from syncserver.handlers.sockjs_session import Sessions
+from syncserver.handlers.sockjs_table import Sessions
 from syncserver.handlers.sockjs_websocket import FramedWebSocketHandler, RawWebSocketHandler
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
+from syncserver.siblings import Siblings
 from syncserver.wheel import Wheel
 
 Route = tuple[str, type, dict[str, Any]]

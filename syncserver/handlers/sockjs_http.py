@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 from tornado.web import stream_request_body
 
 from syncserver.handlers.base import CalmHandler, origin_allowed
-from syncserver.handlers.sockjs_relay import Relay, Siblings
-from syncserver.handlers.sockjs_session import Sessions
+from syncserver.handlers.sockjs_relay import Relay
+from syncserver.handlers.sockjs_table import Sessions
 from syncserver.registry import ServiceRegistry
+from syncserver.siblings import Siblings
 
 logger = logging.getLogger("syncserver.sockjs")
 

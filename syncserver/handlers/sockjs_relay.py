@@ -1,8 +1,7 @@
-"""Several processes on one port: who owns a polling session, and how a request gets there.
+"""How a request gets to the process that has its session (``siblings``).
 
-The owner of a session is a function of its id, so that nobody has to be asked. Each process
-listens on a private Unix socket; whoever gets a request for a session of another passes it on
-there and the answer back, piece by piece: a piece is read when the one before it has left.
+Whoever gets a request for a session of another passes it on to that one's private socket and the
+answer back, piece by piece: a piece is read when the one before it has left.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import zlib
-from pathlib import Path
 from typing import Any
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
@@ -23,8 +20,6 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import RequestHandler
-
-from syncserver.gate import Seats
 
 # Of one connection, not of the request (RFC 9110, 7.6.1); and what is said anew.
 _NOT_PASSED_ON = (
@@ -39,29 +34,6 @@ _NOT_PASSED_ON = (
 )
 _PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 _OF_THE_ANSWER = ("Connection", "Keep-Alive", "Transfer-Encoding", "Date", "Server")
-
-
-class Siblings:
-    """The processes that share a port.
-
-    :param folder: a directory that nobody else may enter, where their sockets are.
-    :param number: of this process, from 0.
-    """
-
-    def __init__(self, folder: str | Path, number: int, count: int) -> None:
-        self.number = number
-        self.seats = Seats(sys.maxsize)  # until a server has some
-        self.relays = 0  # under way
-        self._folder = Path(folder)
-        self.count = count
-
-    def owner(self, session_id: str) -> int:
-        """Return the number of the process that has a session, or would have it."""
-        return zlib.crc32(session_id.encode("utf-8", "surrogatepass")) % self.count
-
-    def path(self, number: int) -> str:
-        """Return the path of the private socket of a process."""
-        return str(self._folder / f"{number}.sock")
 
 
 def open_stream() -> IOStream:

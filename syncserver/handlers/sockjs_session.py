@@ -1,6 +1,6 @@
-"""Sessions of SockJS that live on one HTTP response after the other.
+"""A session of SockJS that lives on one HTTP response after the other.
 
-A session has at most one *receiver*, a response that waits for frames. The rules:
+It has at most one *receiver*, a response that waits for frames. The rules:
 
 1. What the core hands over is held here until a receiver comes, and counts as
    waiting all that time: a client that does not poll is cut off with 4008 like one
@@ -21,9 +21,7 @@ from typing import Protocol
 from syncserver.config import Limits
 from syncserver.errors import CloseCode
 from syncserver.handlers import sockjs_framing as framing
-from syncserver.protocols.base import Protocol as WireProtocol
 from syncserver.protocols.base import Run
-from syncserver.registry import ServiceRegistry
 from syncserver.session import Session
 from syncserver.wheel import Alarm, Wheel
 
@@ -239,60 +237,3 @@ class PollingSession:
         elif self._sending is self._stuck:
             receiver.abort()
         self._stuck = self._sending
-
-
-class Sessions:
-    """The polling sessions of one place, found by the id that their clients chose."""
-
-    def __init__(
-        self, registry: ServiceRegistry, protocol: Callable[[], WireProtocol], wheel: Wheel
-    ) -> None:
-        self._registry = registry
-        self._protocol = protocol
-        self._wheel = wheel
-        self._sessions: dict[str, PollingSession] = {}
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def find(self, session_id: str, origin: str | None) -> PollingSession | None:
-        """Return a session; one that was opened by a page of another origin is not there."""
-        found = self._sessions.get(session_id)
-        if found is None or (origin and found.origin and origin != found.origin):
-            return None
-        return found
-
-    def is_taken(self, session_id: str) -> bool:
-        """Tell whether an id stands for a session of whatever origin."""
-        return session_id in self._sessions
-
-    def refusal(self, address: str) -> str | None:
-        """Return why no session may be opened for an address now, in a word; None: it may."""
-        if self._registry.draining:
-            return "draining"
-        if len(self._sessions) >= self._registry.limits.max_polling_sessions:
-            return "connections"
-        return None if self._registry.admits(address) else "address"
-
-    def open(self, session_id: str, origin: str | None, address: str) -> PollingSession:
-        """Open a session, to which nothing is against."""
-        limits = self._registry.limits
-
-        def told() -> None:
-            self._registry.sockets -= 1
-
-        def gone() -> None:
-            del self._sessions[session_id]
-
-        self._registry.sockets += 1
-        polling = PollingSession(limits, self._wheel, origin, told=told, gone=gone)
-        self._sessions[session_id] = polling
-        polling.session = self._registry.connect(
-            self._protocol(), polling, remote_address=address, via="sockjs_http"
-        )
-        return polling
-
-    def close(self) -> None:
-        """Forget all sessions."""
-        for polling in tuple(self._sessions.values()):
-            polling.forget()

@@ -25,10 +25,10 @@ from syncserver.apikeys import ApiKey
 from syncserver.app import build, make_server
 from syncserver.config import Backend, Config, Frontend, Limits, default_services
 from syncserver.engines.base import Engine
-from syncserver.handlers.sockjs_relay import Siblings
 from syncserver.registry import ServiceRegistry
 from syncserver.server import Server
 from syncserver.services.base import Service
+from syncserver.siblings import Siblings
 from tests.support.leaks import NOTED
 
 KEY = "the-key-of-the-tests-is-long-enough"

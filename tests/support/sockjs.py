@@ -19,12 +19,12 @@ from syncserver.config import Frontend, Limits
 from syncserver.doors import Door
 from syncserver.gate import Seats
 from syncserver.handlers.sockjs import SockJSHandler
-from syncserver.handlers.sockjs_relay import Siblings
-from syncserver.handlers.sockjs_session import Sessions
+from syncserver.handlers.sockjs_table import Sessions
 from syncserver.protocols.base import Event, Message, Notification, Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Service
 from syncserver.session import Client, Session
+from syncserver.siblings import Siblings
 from syncserver.wheel import Wheel
 from tests.support.daemon import until
 
