@@ -125,6 +125,11 @@ class Door:
         self.accepted = 0
         self.port = 0
 
+    @property
+    def failures(self) -> int:
+        """Return how often a connection could not be taken."""
+        return sum(acceptor.failures for acceptor in self._acceptors)
+
     def open(self) -> None:
         """Listen; OSError if the address is taken or is none of this machine."""
         settings = self._settings

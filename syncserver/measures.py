@@ -78,6 +78,7 @@ METRICS: Mapping[str, Metric] = {
     "connections": Metric("gauge", "Connections that are open", ("door",)),
     "connections_limit": Metric("gauge", "Connections that may be open", ("door",)),
     "connections_accepted_total": Metric("counter", "Connections taken", ("door",)),
+    "connections_failed_total": Metric("counter", "Connections that could not be taken", ("door",)),
     "connections_refused_total": Metric(
         "counter", "Connections and requests turned away before a session", ("reason",)
     ),
@@ -160,6 +161,7 @@ class Measures:
             yield Sample("connections", {"door": name}, door.gate.open)
             yield Sample("connections_limit", {"door": name}, door.gate.seats.most)
             yield Sample("connections_accepted_total", {"door": name}, door.accepted)
+            yield Sample("connections_failed_total", {"door": name}, door.failures)
         refused = Counter(dict.fromkeys(REFUSALS, 0))
         for audience, registry in (("frontend", self.frontend), ("backend", self.backend)):
             refused.update(dict(registry.traffic.refused.items()))

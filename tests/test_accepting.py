@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -11,11 +12,56 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 from syncserver.accepting import Acceptor
 from tests.conftest import ExpectedLog
 
 MANY = 100
 MOST_PER_TURN = 16
+
+
+OF_ONE = ("ECONNABORTED", "EPROTO", "ENETDOWN", "EHOSTUNREACH", "ETIMEDOUT", "EPERM")
+OF_ALL = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EINVAL", "EIO")
+
+
+class Failing(socket.socket):
+    """A listening socket whose kernel has an error for us so many times."""
+
+    def __init__(self, error: str, times: int) -> None:
+        super().__init__()
+        self.bind(("127.0.0.1", 0))
+        self.listen(MANY)
+        self.setblocking(False)
+        self.error = getattr(errno, error)
+        self.times = times
+        self.asked = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.asked += 1
+        if self.times:
+            self.times -= 1
+            raise OSError(self.error, os.strerror(self.error))
+        return super().accept()
+
+
+@contextlib.contextmanager
+def failing(error: str, times: int) -> Iterator[tuple[Failing, Acceptor, list[socket.socket]]]:
+    """Give a door that fails, at which somebody knocks, and what was taken from it."""
+    door, taken = Failing(error, times), list[socket.socket]()
+    with socket.create_connection(door.getsockname()):
+        acceptor = Acceptor(door, lambda connection, _: taken.append(connection))
+        try:
+            yield door, acceptor, taken
+        finally:
+            acceptor.close()
+            for connection in taken:
+                connection.close()
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 @contextlib.contextmanager
@@ -77,6 +123,39 @@ async def test_without_descriptors_it_rests_and_goes_on_when_there_are_some(
             assert not taken
         await until(lambda: taken)
         taken[0].close()
+
+
+@pytest.mark.parametrize("error", OF_ONE)
+async def test_what_is_wrong_with_one_connection_does_not_keep_the_next(error: str) -> None:
+    with failing(error, times=3) as (_, acceptor, taken):
+        await turns(20)
+        assert (len(taken), acceptor.failures) == (1, 3)
+
+
+@pytest.mark.parametrize("error", [*OF_ALL, *OF_ONE])
+async def test_whatever_keeps_connections_from_being_taken_it_rests_and_says_so_once(
+    error: str,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_log: ExpectedLog,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("syncserver.accepting._REST_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    raised: list[Any] = []
+    loop.set_exception_handler(lambda _, context: raised.append(context))
+    with failing(error, times=10**9) as (door, acceptor, taken):
+        with expected_log("syncserver.server", "Cannot take connections"):
+            await until(lambda: door.asked >= 50)
+        asked, at = door.asked, loop.time()
+        await turns(2_000)
+        rests = 1 + (loop.time() - at) / 0.01
+        assert door.asked - asked <= MOST_PER_TURN + rests, "it spins"
+        assert acceptor.failures == door.asked
+        assert not taken
+        door.times = 0
+        await until(lambda: taken)
+    assert raised == []
+    assert len([one for one in caplog.records if one.levelname == "WARNING"]) == 1
 
 
 @contextlib.contextmanager
