@@ -132,16 +132,20 @@ def load_registries(reference: str, config: Config) -> Registries:
     """Return the pair of registries at ``module:attribute``, or that a function there returns.
 
     A function that takes an argument is given the settings. What else is not used of
-    them is said in the log.
+    them is said in the log, as is what the application raises.
     """
     try:
-        found = _load(reference)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--app {reference}: {error}; give MODULE:ATTRIBUTE") from None
-    if takes_settings := callable(found) and _takes_an_argument(found):
-        pair = found(config)
-    else:
-        pair = found() if callable(found) else found
+        found = _application(reference)
+        if takes_settings := callable(found) and _takes_an_argument(found):
+            pair = found(config)
+        else:
+            pair = found() if callable(found) else found
+    except ConfigError:
+        raise
+    except Exception as error:
+        logger.exception("The application cannot be made")
+        what = f"raises {type(error).__name__}; see above, and mend it there"
+        raise ConfigError(f"--app {reference}: {what}") from error
     match pair:
         case (ServiceRegistry() as frontend, ServiceRegistry() as backend):
             pass
@@ -160,6 +164,22 @@ def load_registries(reference: str, config: Config) -> Registries:
             ", ".join(unused),
         )
     return frontend, backend
+
+
+def _application(reference: str) -> Any:
+    """Return what stands at ``module:attribute``; ConfigError if there is no such thing."""
+    name, _, attribute = reference.partition(":")
+    if not name.strip(".") or not attribute:
+        raise ConfigError(f"--app {reference}: give MODULE:ATTRIBUTE")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):  # it is there, and imports another
+            raise
+        raise ConfigError(f"--app {reference}: {error}; give MODULE:ATTRIBUTE") from None
+    if not hasattr(module, attribute):
+        raise ConfigError(f"--app {reference}: {name} has no {attribute}; give MODULE:ATTRIBUTE")
+    return getattr(module, attribute)
 
 
 def _takes_an_argument(function: Callable[..., Any]) -> bool:

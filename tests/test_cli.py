@@ -111,12 +111,49 @@ def test_a_refusal_stays_on_one_line_whatever_the_file_holds(tmp_path: Path) -> 
     assert r'"a\n\u009b[2J": unknown key' in done.stderr
 
 
-@pytest.mark.parametrize("reference", ["no_such_module:app", "json", "json:nothing"])
+@pytest.mark.parametrize(
+    "reference", ["no_such_module:app", "json.no_such:app", "json", "json:", ":app", "json:nothing"]
+)
 def test_an_app_that_cannot_be_had_is_refused(tmp_path: Path, reference: str) -> None:
     done = run("serve", "--app", reference, SYNCSERVER_STATE_DIR=str(tmp_path))
     assert done.returncode == 78
     assert done.stderr.startswith(f"syncserver: --app {reference}: ")
+    assert done.stderr.endswith("give MODULE:ATTRIBUTE\n")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("def (", "SyntaxError"),
+        ("import not_installed", "ModuleNotFoundError"),
+        ("import json\njson.nothing", "AttributeError"),
+        ("def app():\n    raise ValueError('no database')", "ValueError"),
+        ("def app(config):\n    return config.nothing", "AttributeError"),
+    ],
+)
+def test_an_app_that_fails_is_shown_where_and_not_called_our_fault(
+    tmp_path: Path, program: str, name: str
+) -> None:
+    (tmp_path / "its_app.py").write_text(program)
+    environ = {"SYNCSERVER_STATE_DIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = run("serve", "--app", "its_app:app", **environ)
+    assert done.returncode == 78
+    assert 'its_app.py", line ' in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"syncserver: --app its_app:app: raises {name}; see above, and mend it there"
+    )
+    assert "please report it" not in done.stderr
+
+
+def test_what_an_app_refuses_of_the_settings_is_told_as_it_says(tmp_path: Path) -> None:
+    (tmp_path / "its_app.py").write_text(
+        "from syncserver.errors import ConfigError\n"
+        "def app(config):\n    raise ConfigError('its.toml: no tenants; name one')\n"
+    )
+    environ = {"SYNCSERVER_STATE_DIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = run("serve", "--app", "its_app:app", **environ)
+    assert (done.returncode, done.stderr) == (78, "syncserver: its.toml: no tenants; name one\n")
 
 
 def test_a_taken_port_ends_with_69_and_one_line(tmp_path: Path) -> None:
@@ -145,12 +182,20 @@ def test_an_address_of_another_machine_ends_with_69_and_one_line(tmp_path: Path)
 
 
 def test_an_error_of_its_own_ends_with_70_and_is_logged(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("def app():\n    raise RuntimeError('of my own')\n")
+    (tmp_path / "broken.py").write_text(
+        "from syncserver import ServiceRegistry\n"
+        "class Broken(ServiceRegistry):\n"
+        "    async def open(self):\n"
+        "        raise RuntimeError('of my own')\n"
+        "app = Broken(), ServiceRegistry()\n"
+    )
     done = run(
         "serve",
         "--app",
         "broken:app",
         SYNCSERVER_STATE_DIR=str(tmp_path / "state"),
+        SYNCSERVER_FRONTEND__PORT="0",
+        SYNCSERVER_BACKEND__PORT="0",
         PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}",
     )
     assert done.returncode == 70
