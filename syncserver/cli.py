@@ -9,6 +9,7 @@ import argparse
 import errno
 import functools
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -20,6 +21,7 @@ from syncserver.commands.base import (
     CANNOT_WRITE,
     INTERNAL,
     INTERRUPTED,
+    NOBODY_READS,
     REFUSED,
     UNAVAILABLE,
     Commands,
@@ -51,16 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
     try:
         code: int = options.run(options)
+        if sys.stdout is not None:  # closed by who started it
+            sys.stdout.flush()
     except ConfigError as error:
         return fail(REFUSED, error.in_one_line())
     except Failed as failed:
         return fail(failed.code, str(failed))
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        _forget_output()
+        return NOBODY_READS
     except Exception:
         logger.exception("Ended by an error of its own; please report it")
         return INTERNAL
     return code
+
+
+def _forget_output() -> None:
+    """Let nothing be written to who reads no more, as in ``syncserver tail ... | head``."""
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _with_command(arguments: Sequence[str]) -> Sequence[str]:

@@ -398,6 +398,27 @@ async def test_ctrl_c_ends_tail_without_a_traceback(tmp_path: Path) -> None:
         assert (tail.child.returncode, err) == (130, b"")
 
 
+# What all have in common
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["generate-key", "--id", "web"], ["check-config"]])
+def test_output_that_nobody_reads_ends_a_command_without_a_traceback(
+    tmp_path: Path, arguments: list[str], unbuffered: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environ = os.environ | {"SYNCSERVER_STATE_DIR": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(writing, "w") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "syncserver", *arguments],
+            stdout=output, stderr=subprocess.PIPE, env=environ, cwd=ROOT, text=True,
+        )  # fmt: skip
+    assert ended.returncode == 141
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
 # doctor
 
 

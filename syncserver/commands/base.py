@@ -30,6 +30,7 @@ CANNOT_WRITE = 73
 NOT_ALLOWED = 77
 REFUSED = 78
 INTERRUPTED = 128 + signal.SIGINT
+NOBODY_READS = 128 + signal.SIGPIPE
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

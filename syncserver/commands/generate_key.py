@@ -58,8 +58,7 @@ def run(options: argparse.Namespace) -> int:
     if options.expires is not None:
         entry.append(f"expires = {options.expires}")
     base.say("The key, shown this once; then its entry for the list api_keys of [backend]:")
-    print(text)
-    print(f"{{ {', '.join(entry)} }},")
+    print(f"{text}\n{{ {', '.join(entry)} }},")  # in one: who wants the key alone reads no further
     return 0
 
 
