@@ -244,7 +244,8 @@ async def _connected(site: Site, nodes: Sequence[Node], count: int) -> list[Page
     async def one() -> Page:
         async with gate:
             items = [ITEMS["all"][0]]
-            token = await site.post(random.choice(nodes), "authorizeSubscription", items=items)
+            node = random.choice(nodes)
+            token = await site.post(node, "authorizeSubscription", seconds=SECONDS, items=items)
             page = Page(ports, token)
             assert await page.connect(), page.failures
             return page

@@ -53,7 +53,12 @@ async def seen(peer: Peer, until_id: int) -> tuple[list[int], str]:
 
 async def insert(site: Site, node: Node, number: int) -> None:
     delta = {"type": "insert", "model": "Row", "data": {"id": number, "group": 0}}
-    await site.post(node, "publishDeltas", deltas=[delta])
+    await site.post(node, "publishDeltas", seconds=BOUND_SECONDS, deltas=[delta])
+
+
+async def token_of(site: Site, node: Node) -> str:
+    token: str = await site.post(node, "authorizeSubscription", seconds=BOUND_SECONDS, items=[ALL])
+    return token
 
 
 @asynccontextmanager
@@ -72,10 +77,10 @@ async def test_a_token_of_one_node_is_acquired_on_a_second_and_resumed_on_a_thir
     """The second is killed; what all three published comes in one order."""
     async with cluster(tmp_path, "redis", 3) as some, site_of(some) as site:
         a, b, c = some.nodes
-        token = await site.post(a, "authorizeSubscription", items=[ALL])
+        token = await token_of(site, a)
         peer, watcher = await page(b), await page(c)
         position = await acquire(peer, token, None)
-        other = await site.post(b, "authorizeSubscription", items=[ALL])
+        other = await token_of(site, b)
         await acquire(watcher, other, None)
         for number, node in zip(range(6), itertools.cycle(some.nodes), strict=False):
             await insert(site, node, number)
@@ -182,7 +187,7 @@ async def test_who_was_away_when_the_store_went_back_fetches_again(tmp_path: Pat
     async with cluster(tmp_path, "redis", 2) as some, site_of(some) as site:
         assert isinstance(some.store, RedisStore)
         node = some.nodes[0]
-        tokens = [await site.post(node, "authorizeSubscription", items=[ALL]) for _ in range(2)]
+        tokens = [await token_of(site, node) for _ in range(2)]
         away, present = [await page(one) for one in some.nodes]
         positions = [
             await acquire(peer, token, None)
