@@ -29,7 +29,7 @@ from tests.support.mutant import mutated
 from tests.support.toy import ToyProtocol
 from tests.support.world import World
 
-RUNS = 1_000
+RUNS = 500
 FEWER_RUNS = 100
 
 LIMITS = Limits(tail_bytes=2_000)
