@@ -83,7 +83,7 @@ class Part:
             errors="replace",
         ) as process:
             for line in process.stdout or ():
-                print(f"{self.name:{WIDTH}}{line.rstrip()}\n", end="", flush=True)
+                print(f"{self.name:{WIDTH}}{line}".rstrip() + "\n", end="", flush=True)
         return process.returncode == 0
 
     def __str__(self) -> str:
@@ -138,6 +138,9 @@ def main() -> int:
     try:
         for one in [pool.submit(part.go) for part in every]:
             one.result()
+    except KeyboardInterrupt:  # those that run have been interrupted too
+        print("interrupted")
+        return 130
     finally:
         pool.shutdown(cancel_futures=True)
     succeeded = all(part.fine for part in every)
