@@ -9,6 +9,8 @@ import random
 import socket
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from syncserver.services.base import Service
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from syncserver.session import Client
 from tests.support.calls import backend_call
-from tests.support.daemon import Daemon, serving, settings, until
+from tests.support.daemon import Daemon, call_body, serving, settings, until
 from tests.support.events import Source, Told, source
 
 ALL = ("AllTasks", None)
@@ -400,6 +402,56 @@ async def test_a_daemon_that_drains_sends_its_streams_elsewhere() -> None:
             assert stream.last_id.endswith(token), "it may come again"
             assert stream.retry < 1000
             await drain
+
+
+async def test_over_drains_under_load_a_stream_comes_again_and_misses_nothing(
+    tmp_path: Path,
+) -> None:
+    config = replace(settings(), engine=f"sqlite://{tmp_path}/log.db")
+    name, last, published = "", "", 0
+    seen: list[int] = []
+    for _ in range(3):
+        async with serving(config=config) as daemon:
+            name = name or await open_name(daemon, await daemon.authorize(ALL))
+            async with opened(daemon, name, last) as stream:
+                reading = asyncio.ensure_future(stream.end())
+                publishing = asyncio.ensure_future(publish_until_refused(daemon, published))
+                await until(lambda: daemon.frontend.traffic.frames > 20)
+                await daemon.server.drain()
+                seen += applied(await reading)
+                published, last = await publishing, stream.last_id
+                assert stream.retry < 1000
+    async with serving(config=config) as daemon, opened(daemon, name, last) as stream:
+        while len(seen) < published:
+            seen += applied(await stream.until("position"))
+    assert seen == list(range(published))
+
+
+async def publish_until_refused(daemon: Daemon, number: int) -> int:
+    """Publish rows from this number on; return the first that was not taken."""
+    while True:
+        body = call_body("datasync_backend", "publishDeltas", {"deltas": [insert(number)]})
+        try:
+            answer = await daemon.request(body=body)
+        except OSError:  # it is closed by now
+            return number
+        if answer.code == 503:
+            return number
+        assert answer.code == 200
+        number += 1
+
+
+def applied(told: list[Told]) -> list[int]:
+    """Return the rows that a page has when it takes them with their positions."""
+    rows: list[int] = []
+    whole = 0
+    for event in told:
+        if event.type == "delta":
+            rows.append(event.data["delta"]["data"]["id"])
+        else:
+            assert event.type == "position"
+            whole = len(rows)
+    return rows[:whole]
 
 
 async def test_who_comes_while_it_drains_is_asked_to_come_again() -> None:

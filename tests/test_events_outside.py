@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,3 +181,43 @@ async def test_chromium_streams_comes_again_and_is_told_to_fetch_again() -> None
         await page.until("over === 'revoked'")
         await until(lambda: not daemon.frontend.sockets)
         assert page.errors == []
+
+
+@pytest.mark.seconds(90)
+async def test_chromium_comes_again_over_a_restart_and_a_port_where_nobody_answers(
+    tmp_path: Path,
+) -> None:
+    config = replace(settings(), engine=f"sqlite://{tmp_path}/log.db")
+    async with AsyncExitStack() as stack:
+        browser = await stack.enter_async_context(chromium())
+        async with serving(config=config) as daemon:
+            url = await stack.enter_async_context(page_for(daemon))
+            page = await browser.open(url)
+            token = await daemon.authorize(ALL)
+            await page.value(
+                f"""(window.seen = [], window.over = null, live("{token}", {{
+                    apply: (deltas) => seen.push(...deltas.map((delta) => delta.data.id)),
+                    refetch: (reason) => {{ over = reason; }},
+                }}))"""
+            )
+            await daemon.publish(insert(1))
+            await page.until("seen.length === 1")
+            await daemon.publish(insert(2))
+            await daemon.server.drain()
+            port = daemon.server.frontend_port
+        tried = asyncio.Event()
+
+        def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+            tried.set()
+
+        async with await asyncio.start_server(hang_up, "127.0.0.1", port):
+            async with asyncio.timeout(15):
+                await tried.wait()
+        config = replace(config, frontend=replace(config.frontend, port=port))
+        async with serving(config=config) as daemon:
+            await daemon.publish(insert(3))
+            await page.until("seen.length === 3")
+            assert await page.value("[seen, over]") == [[1, 2, 3], None]
+            await daemon.post("datasync_backend", "revokeSubscription", token=token)
+            await until(lambda: not daemon.frontend.sockets)

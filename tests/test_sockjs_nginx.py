@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.support.daemon import ROOT, until
+from tests.support.daemon import ROOT, serving, until
 from tests.support.fronts import free_port, is_open, nginx_with
 from tests.support.sockjs import OPEN, Site, read, site
+from tests.test_draining import PREFIX, code_of, polling
 
 PAGE = ROOT / "docs" / "howto" / "sockjs.rst"
 SERVER = """
@@ -38,10 +41,17 @@ def rule() -> str:
 
 
 @asynccontextmanager
-async def balanced(folder: Path, *places: Site) -> AsyncIterator[Site]:
-    """Give a client of several machines that goes by way of nginx."""
+async def balanced(
+    folder: Path, *places: Site, prefix: str = "/echo", keepalive: int = 0
+) -> AsyncIterator[Site]:
+    """Give a client of several machines that goes by way of nginx.
+
+    :param keepalive: how many connections to the machines nginx keeps for later requests.
+    """
     port = free_port()
-    text = rule().replace("/ws/sockjs", "/echo")
+    text = rule().replace("/ws/sockjs", prefix)
+    if keepalive:
+        text = text.replace(" consistent;", f" consistent;\n    keepalive {keepalive};")
     for number, place in enumerate(places, 1):
         address = f"10.0.0.{number}:5800"
         assert address in text
@@ -69,6 +79,29 @@ async def test_all_requests_of_a_session_reach_its_machine_through_nginx(tmp_pat
             while len(found) < 2:
                 found += json.loads((await client.poll(path))[1:])
             assert found == ["a", "b"]
+
+
+async def test_who_polls_over_connections_that_nginx_keeps_is_told_of_a_drain(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        daemons = [await stack.enter_async_context(serving()) for _ in range(2)]
+        places = [await stack.enter_async_context(polling(daemon)) for daemon in daemons]
+        options: Any = {"prefix": PREFIX, "keepalive": 4}
+        client = await stack.enter_async_context(balanced(tmp_path, *places, **options))
+        paths = [client.session(PREFIX) for _ in range(16)]
+        for path in paths:
+            assert await client.poll(path) == OPEN
+        accepted = daemons[0].server._doors["frontend"].accepted
+        ending = asyncio.ensure_future(daemons[0].server.drain())
+        await until(lambda: not daemons[0].frontend.sessions)
+        told = [path for path in paths if places[0].sessions.is_taken(path.rpartition("/")[2])]
+        assert 0 < len(told) < len(paths)
+        for path in told:
+            assert code_of(await client.poll(path)) == 4001
+        await ending
+        assert daemons[0].server._doors["frontend"].accepted == accepted < len(told)
+        places[1].sessions.close()
 
 
 async def test_nginx_passes_each_frame_on_as_it_comes(tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ async def test_after_a_cut_the_list_is_whole_without_reading_anew(transport: str
             await listener.hears_of({"ids": [1, 2, 3]})
 
 
+@pytest.mark.seconds(90)
+async def test_a_drain_under_load_tells_who_polls_where_to_go() -> None:
+    async with serving() as daemon, listening(daemon, "xhr-polling") as listener:
+        for number in range(20):  # so that the client is between two polls mostly
+            await daemon.publish(task(number))
+        await daemon.server.drain()
+        before = await listener.hears_of({"code": 4001})
+        assert all("ids" in told for told in before)
+
+
 SCRIPT = """(async () => {
     const { ArrayCollection, CollectionDeltaProcessor, DataSync, SyncServer } =
         await import("/syncserver.js");
