@@ -37,13 +37,42 @@ BUSY = (
 )
 
 
-def places(limits: Limits) -> tuple[int, int]:
-    """Return how many connections browsers may have, and how many the web app."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+def descriptors(limits: Limits) -> int:
+    """Return how many descriptors a daemon has that has raised its soft limit; -1: any number.
+
+    It is raised as far as its connections need, or as the hard limit lets it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = limits.max_connections
+    needed = most + max(_RESERVE, most // (_RESERVED_PART - 1) + 1)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return soft
+    return needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+
+
+def raise_descriptors(limits: Limits) -> None:
+    """Raise the soft limit of this process, and of those it will start."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = descriptors(limits)
+    if wanted == soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError) as error:
+        logger.warning("%s descriptors are all, for %s were refused: %s", soft, wanted, error)
+
+
+def places(limits: Limits, among: int | None = None) -> tuple[int, int]:
+    """Return how many connections browsers may have, and how many the web app.
+
+    :param among: descriptors; those of this process if it is left out.
+    """
+    if among is None:
+        among, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if among == resource.RLIM_INFINITY:
         return limits.max_connections, limits.max_connections
-    reserve = min(max(_RESERVE, soft // _RESERVED_PART), soft // 2)
-    return min(limits.max_connections, soft - reserve), max(1, reserve - _OWN)
+    reserve = min(max(_RESERVE, among // _RESERVED_PART), among // 2)
+    return min(limits.max_connections, among - reserve), max(1, reserve - _OWN)
 
 
 class Seats:

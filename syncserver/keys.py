@@ -140,16 +140,24 @@ def read_key_file(path: Path) -> ApiKey:
     """Return the key that a file holds, or raise ConfigError; nobody else may read the file."""
     try:
         with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
+            status = os.fstat(stream.fileno())
             content = stream.read(MAX_KEY_CHARACTERS + 2)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if mode & 0o077:
+    if status.st_mode & 0o077 and not _is_credential(status):
         raise ConfigError(f"{path} is open to other users; chmod 600 it")
     try:
         return check_key(content.decode("ascii", "replace").strip())
     except ConfigError as error:
         raise ConfigError(f"{path} is refused: {error}") from error
+
+
+def _is_credential(status: os.stat_result) -> bool:
+    """Tell a file as systemd gives it: root's, read by one more user, whom an ACL names.
+
+    Where there are no ACLs the file is that user's, with mode 0400.
+    """
+    return status.st_mode & 0o777 == 0o440 and status.st_uid == status.st_gid == 0
 
 
 def find_key_file(environ: Mapping[str, str]) -> Path:

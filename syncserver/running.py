@@ -20,7 +20,9 @@ from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
-from syncserver.notify import READY, STOPPING, notify
+from syncserver.gate import raise_descriptors
+from syncserver.notify import notify, watchdog_seconds
+from syncserver.pulse import Life
 from syncserver.server import Registries, Server
 from syncserver.siblings import Siblings
 from syncserver.workers import reserved, supervise
@@ -127,40 +129,51 @@ def run(
     engines that they can share.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # until somebody listens for it
-    first = config
-    engine: Engine | None = None
-    if application is not None:
-        sys.path.insert(0, "")
-        registries = app.load_registries(application, config)
-        services = [one for some in registries for one in some.registered_services.values()]
-        engines = {one.engine for one in services if one.engine is not None}
-        _check_shared(engines, workers)
-        if len(engines) == 1:
-            engine = engines.pop()
-            config = replace(config, engine=type(engine).__name__)  # as it is shown
-    else:
-        _check_shared([app.engine_class(config)], workers)
-        registries, engine = app.build(config)
+    raise_descriptors(config.limits)
+    watchdog, first = watchdog_seconds(), config
+    config, registries, engine = _build(config, application, workers)
     if workers == 1:
-        return asyncio.run(_serve(Settings(config, first, read), registries, engine))
+        return asyncio.run(
+            _serve(Settings(config, first, read), registries, engine, Life(notify, watchdog))
+        )
     with contextlib.ExitStack() as held:
         placed, places = _hold(config, held)
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="syncserver-"))
         settings = Settings(placed, first, read)
         return supervise(
             workers,
-            lambda number: asyncio.run(
+            lambda number, pulse: asyncio.run(
                 _serve(
                     settings,
                     registries,
                     engine,
+                    Life(lambda _: pulse.beat(number), watchdog),
                     siblings=Siblings(folder, number, workers),
                     places=places,
                 )
             ),
             on_hangup=settings.hung_up,
+            watchdog_seconds=watchdog,
             on_end=lambda: _hand_over(places),
         )
+
+
+def _build(
+    config: Config, application: str | None, workers: int
+) -> tuple[Config, Registries, Engine | None]:
+    """Return what is to be served, with the engine if there is one for all of it."""
+    if application is None:
+        _check_shared([app.engine_class(config)], workers)
+        return config, *app.build(config)
+    sys.path.insert(0, "")
+    registries = app.load_registries(application, config)
+    services = [one for some in registries for one in some.registered_services.values()]
+    engines = {one.engine for one in services if one.engine is not None}
+    _check_shared(engines, workers)
+    if len(engines) != 1:
+        return config, registries, None
+    engine = engines.pop()
+    return replace(config, engine=type(engine).__name__), registries, engine  # as it is shown
 
 
 def _hold(config: Config, held: contextlib.ExitStack) -> tuple[Config, dict[str, UnixPlace]]:
@@ -196,6 +209,7 @@ async def _serve(
     settings: Settings,
     registries: Registries,
     engine: Engine | None,
+    life: Life,
     *,
     siblings: Siblings | None = None,
     places: Mapping[str, UnixPlace] = MappingProxyType({}),
@@ -229,16 +243,14 @@ async def _serve(
         loop.add_signal_handler(number, signals.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    is_first = siblings is None or siblings.number == 0
-    if is_first:
+    if siblings is None or siblings.number == 0:
         sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
         sys.stdout.flush()
-        notify(READY)
+    life.begin()
     first = await signals.get()
     if siblings is not None and first == signal.SIGINT:
         return 1  # the parent's word for at once, which may overtake its SIGTERM
-    if is_first:
-        notify(STOPPING)
+    life.end()
     return await _drained(server, signals, None if siblings is None else signal.SIGTERM)
 
 

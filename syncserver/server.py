@@ -10,7 +10,7 @@ from typing import Any
 
 from syncserver.addresses import Addresses
 from syncserver.apikeys import KeyRing
-from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
+from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import Door, UnixPlace
 from syncserver.draining import Drain
 from syncserver.engines.base import Engine
@@ -28,7 +28,7 @@ from syncserver.pressure import relieve
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
-from syncserver.version import __version__
+from syncserver.summary import summary
 from syncserver.wheel import Wheel
 
 logger = logging.getLogger("syncserver.server")
@@ -39,8 +39,6 @@ EVENTS_PATH = "/events"
 
 _KEEP_ALIVE_SECONDS = 300.0
 _RELIEF_SECONDS = 1.0
-
-_NOTES = {"memory": " (what is not delivered is gone with the process)"}
 
 
 class Server:
@@ -174,31 +172,14 @@ class Server:
 
     def summary(self) -> str:
         """Return what was started, for a person at a terminal."""
-        config = self.config
-        frontend, backend = config.frontend, config.backend
-        key = (
-            f"in {backend.key_file}"
-            if backend.key_file
-            else ", ".join(key.id for key in backend.api_keys)
-        )
         native, *others = self._protocols
-        lines = {
-            "syncserver": f"{__version__}, settings from {config.source or 'none (defaults)'}",
-            "frontend": ", ".join([self._doors["frontend"].url("ws", native), *others]),
-            "backend": self._doors["backend"].url("http", "/backend"),
-            "api key": key,
-            "origins": _origins(frontend.allowed_origins),
-            "services": ", ".join(
-                [*self.frontend.registered_services, *self.backend.registered_services]
-            ),
-            "engine": self._shown_engine(),
-        }
-        return "\n".join(f"{name} {text}" for name, text in lines.items())
-
-    def _shown_engine(self) -> str:
-        if self._engine is None:
-            return "of the services' own"
-        return self.config.shown_engine + _NOTES.get(self.config.engine, "")
+        return summary(
+            self.config,
+            frontend=", ".join([self._doors["frontend"].url("ws", native), *others]),
+            backend=self._doors["backend"].url("http", "/backend"),
+            services=[*self.frontend.registered_services, *self.backend.registered_services],
+            has_engine=self._engine is not None,
+        )
 
     def _open(
         self,
@@ -273,7 +254,3 @@ class Server:
     def _relieve(self) -> None:
         relieve(self.frontend.sessions, self.config.limits)
         self._wheel.call_later(_RELIEF_SECONDS, self._relieve)
-
-
-def _origins(allowed: tuple[str, ...]) -> str:
-    return "localhost on any port" if allowed == LOCAL_ORIGINS else ", ".join(allowed)

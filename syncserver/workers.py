@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from syncserver.errors import Unavailable
+from syncserver.notify import ALIVE, READY, STOPPING, notify
+from syncserver.pulse import Pulse
 
 logger = logging.getLogger("syncserver.workers")
 
@@ -41,32 +43,40 @@ def reserved(address: str, port: int) -> Iterator[int]:
 
 def supervise(
     count: int,
-    serve: Callable[[int], int],
+    serve: Callable[[int, Pulse], int],
     *,
+    watchdog_seconds: float | None = None,
     settled_seconds: float = _SETTLED_SECONDS,
     on_hangup: Callable[[], signal.Signals | None] = lambda: None,
     on_end: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run ``serve(number)`` in so many processes; return the exit code for this one.
+    """Run ``serve(number, pulse)`` in so many processes; return the exit code for this one.
 
+    Systemd is told that the daemon is ready when each has given its first sign of life, and from
+    then on that this process goes on. With ``watchdog_seconds`` a worker that is silent
+    for so long is ended.
     The first SIGTERM or SIGINT is passed on as SIGTERM, after ``on_end``; it ends when all have
     ended. Others are passed on as SIGINT: who stops a service may send SIGTERM to all its
     processes, so that a worker may get it twice. For SIGHUP, what ``on_hangup`` makes of it is
     passed on. A process that falls is replaced; one that falls before it has settled ends
     them all, with its code.
     """
-    return _Workers(serve, settled_seconds, on_hangup, on_end).run(count)
+    pulse = Pulse(watchdog_seconds)
+    return _Workers(serve, pulse, settled_seconds, on_hangup, on_end).run(count)
 
 
 class _Workers:
     def __init__(
         self,
-        serve: Callable[[int], int],
+        serve: Callable[[int, Pulse], int],
+        pulse: Pulse,
         settled_seconds: float,
         on_hangup: Callable[[], signal.Signals | None],
         on_end: Callable[[], None],
     ) -> None:
         self._serve = serve
+        self._pulse = pulse
+        self._is_ready = False
         self._settled_seconds = settled_seconds
         self._on_hangup = on_hangup
         self._on_end = on_end
@@ -79,13 +89,39 @@ class _Workers:
         for name in _PASSED_ON:
             signal.signal(name, self._pass_on)
         signal.signal(signal.SIGHUP, self._hang_up)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # it only has to end the waiting
+        self._pulse.attend()
         for number in range(count):
             self._start(number)
         while self._running:
-            pid, status = os.wait()
-            number, started = self._running.pop(pid)
-            self._ended(number, os.waitstatus_to_exitcode(status), time.monotonic() - started)
+            self._pulse.wait()
+            self._reap()
+            self._look(count)
         return self._code
+
+    def _reap(self) -> None:
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            number, started = self._running.pop(pid)
+            self._pulse.forget(number)
+            self._ended(number, os.waitstatus_to_exitcode(status), time.monotonic() - started)
+
+    def _look(self, count: int) -> None:
+        """Tell systemd how the workers are, and end those that are not heard of any more."""
+        if not self._is_ready and self._pulse.listening() == count:
+            self._is_ready = True
+            notify(READY)
+        if self._pulse.seconds is not None:
+            notify(ALIVE)
+        silent = set() if self._ending else set(self._pulse.silent())
+        for pid, (number, _) in tuple(self._running.items()):
+            if number in silent:
+                logger.error("Worker %s gives no sign of life; it is ended", number)
+                for name in (signal.SIGABRT, signal.SIGCONT):  # one that is stopped hears it too
+                    os.kill(pid, name)
+                self._pulse.forget(number)
 
     def _start(self, number: int) -> None:
         sys.stdout.flush()
@@ -106,6 +142,8 @@ class _Workers:
 
         But SIGHUP, which waits until then: ``serve`` lets it in.
         """
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the parent alone, which passes it on once
         for name in _PASSED_ON:
             signal.signal(name, signal.SIG_DFL)
@@ -113,7 +151,7 @@ class _Workers:
         code = _BROKEN
         try:
             self._end_with_parent()
-            code = self._serve(number)
+            code = self._serve(number, self._pulse)
         except (OSError, Unavailable) as error:
             logger.error("Worker %s cannot start: %s", number, error)  # noqa: TRY400
             code = _CANNOT_SERVE
@@ -163,6 +201,7 @@ class _Workers:
 
     def _end(self) -> None:
         self._ending = True
+        notify(STOPPING)
         self._on_end()
         self._send(signal.SIGTERM)
 

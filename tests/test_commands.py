@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from syncserver import cli
 from syncserver.commands import publish
 from syncserver.configfile import load
 from syncserver.configlines import line_of
+from tests.support import valkey
 from tests.support.daemon import KEY, Daemon, process, serving
 
 ROOT = Path(__file__).parents[1]
@@ -435,7 +437,7 @@ def test_the_doctor_says_ok_of_what_is_well(run: Run) -> None:
 def test_the_doctor_names_what_must_be_mended_and_ends_with_1(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _what: (256, 524288))
+    monkeypatch.setattr("resource.getrlimit", lambda _what: (256, 256))
     Path("s.toml").write_text(
         f'insecure = true\n[frontend]\naddress = "0.0.0.0"\nport = 0\n'
         f'[backend]\naddress = "0.0.0.0"\napi_keys = ["{KEY}"]\n'
@@ -463,6 +465,33 @@ def test_the_doctor_sees_an_engine_that_is_not_there(run: Run) -> None:
         code, out, _ = run("doctor", "--set", f"engine={engine}", *ports)
     assert code == 1
     assert f"FAIL engine: {engine}: " in out
+
+
+def test_the_doctor_counts_with_the_descriptors_that_the_daemon_will_take(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _what: (256, 524288))
+    ports = ("--set", "frontend.port=0", "--set", "backend.port=0")
+    _, out, _ = run("doctor", *ports)
+    text = "114286 may be open (256, which 'serve' raises), so about 100000 connections"
+    assert f"ok   open files: {text}\n" in out
+
+
+@pytest.mark.parametrize(("ahead", "level"), [(0.0, "ok  "), (7.0, "warn"), (-7.0, "warn")])
+def test_the_doctor_compares_the_clock_of_a_store_that_has_its_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch, ahead: float, level: str
+) -> None:
+    now = time.time
+    with valkey.running() as server:
+        monkeypatch.setattr("time.time", lambda: now() - ahead)
+        ports = ("--set", "frontend.port=0", "--set", "backend.port=0")
+        code, out, _ = run("doctor", "--set", f"engine={server.url}", *ports)
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if " engine clock: " in line)
+    assert line.startswith(level)
+    if ahead:
+        assert ("ahead of" if ahead > 0 else "behind") in line
+        assert line.endswith("one of the two is wrong: run an NTP client on both")
 
 
 async def test_the_doctor_knows_a_daemon_that_runs(tmp_path: Path) -> None:

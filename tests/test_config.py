@@ -658,6 +658,30 @@ def test_a_key_file_is_private_and_holds_one_key(
     assert refusal(path, {}).startswith(KEY_0 + message)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of root")
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "is_taken"),
+    [
+        (0o440, 0, 0, True),  # as systemd gives it, with an ACL for the daemon's user
+        (0o440, 0, 1, False),
+        (0o440, 1, 0, False),
+        (0o444, 0, 0, False),
+        (0o640, 0, 0, False),
+    ],
+)
+def test_a_credential_of_systemd_is_private(
+    write: Write, mode: int, owner: int, group: int, is_taken: bool
+) -> None:
+    path = write('[backend]\napi_keys = ["file:key"]')
+    key_file(KEY, mode)
+    os.chown("key", owner, group)
+    if is_taken:
+        (key,) = load(path, {}).backend.api_keys
+        assert key.id == "file:key"
+    else:
+        assert "key is open to other users; chmod 600 it" in refusal(path, {})
+
+
 def test_a_key_shows_itself_only_when_asked(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     config = load(write(f'[backend]\napi_keys = ["{KEY}"]'), {})
     (key,) = config.backend.api_keys

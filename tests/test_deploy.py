@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from syncserver.config import Config
+from syncserver.gate import places
 from tests.support.daemon import ROOT, process
 
 DEPLOY = ROOT / "deploy"
@@ -32,11 +33,12 @@ def unit() -> configparser.ConfigParser:
 
 def test_the_unit_runs_commands_that_there_are_and_is_hardened(tmp_path: Path) -> None:
     service = unit()["Service"]
-    for name in ("ExecStartPre", "ExecStart"):
-        program, command, flag, _ = service[name].split()
-        assert (program, flag) == ("/opt/syncserver/bin/syncserver", "--config")
-        assert command in {"check-config", "serve"}
+    program, command, flag, _ = service["ExecStart"].split()
+    assert (program, command, flag) == ("/opt/syncserver/bin/syncserver", "serve", "--config")
     assert service["RestartPreventExitStatus"] == "78"
+    assert "ExecStartPre" not in service, "whose code does not prevent a restart"
+    most = int(service["LimitNOFILE"])
+    assert places(Config().limits, most)[0] == Config().limits.max_connections
     assert service["KillMode"] == "mixed", "or workers are told twice"
     assert int(service["TimeoutStopSec"]) > Config().limits.drain_seconds
     if shutil.which("systemd-analyze"):  # more than this file needs is not installed for it

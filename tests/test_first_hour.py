@@ -348,7 +348,7 @@ async def test_the_doctor_says_of_a_bad_machine_what_to_change(
         doctor = without_overriding("syncserver doctor")
         found = await findings(machine, f"ulimit -n 200\n{doctor}")
     assert found["open files"].startswith("warn: 200 may be open, so about 136 connections; for")
-    assert "LimitNOFILE= in the unit, or ulimit -n" in found["open files"]
+    assert "LimitNOFILE= in the unit, or ulimit -Hn" in found["open files"]
     assert found["engine"].startswith("FAIL: ")
     assert found["store directory"] == (
         f"FAIL: {tmp_path / 'lib'} cannot be written by this user; chown or chmod it"

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "tls",
         "logs",
         "notify",
+        "pulse",
         "config",
         "configdoors",
         "configfile",
@@ -65,6 +66,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "metrics",
         "doors",
         "draining",
+        "summary",
         "server",
         "workers",
         "app",
@@ -78,6 +80,7 @@ FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floo
 # Two files of one floor, of which the first stands on the second.
 STANDS_ON = {
     ("session", "client"),  # a session is one
+    ("pulse", "notify"),  # in whose words it is told
     ("config", "delta"),  # the model that groups have
     ("configfile", "config"),  # the file is read into the settings
     ("configfile", "configdoors"),
@@ -191,6 +194,7 @@ STANDS_ON = {
     ("server", "draining"),
     ("draining", "doors"),
     ("server", "metrics"),
+    ("server", "summary"),
     ("app", "doors"),
     ("app", "server"),
     ("running", "doors"),

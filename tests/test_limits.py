@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from syncserver.addresses import _REMEMBERED, Addresses, Guesses, counted_as, is
 from syncserver.bucket import Bucket
 from syncserver.config import Frontend, Limits
 from syncserver.errors import TooManyWrongKeys
-from syncserver.gate import BUSY, Gate, Seats, places
+from syncserver.gate import BUSY, Gate, Seats, descriptors, places, raise_descriptors
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Request, RPCService, rpc_asynchronous, rpc_command
 from tests.conftest import ExpectedLog
@@ -133,6 +134,56 @@ def test_descriptors_are_left_for_what_is_not_a_browser() -> None:
         assert places(Limits()) == (256 - 64, 32)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "most", "wanted", "has_room"),
+    [
+        (1024, 524_288, 100_000, 114_286, True),
+        (1024, 20_000, 100_000, 20_000, False),
+        (1024, resource.RLIM_INFINITY, 7_000, 8_001, True),
+        (1024, 524_288, 100, 1024, True),
+        (1024, 1024, 100_000, 1024, False),
+        (200_000, 524_288, 100_000, 200_000, True),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 100_000, resource.RLIM_INFINITY, True),
+    ],
+)
+def test_the_soft_limit_of_descriptors_is_raised_as_far_as_the_connections_need(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, most: int, wanted: int, has_room: bool
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _what: (soft, hard))
+    limits = Limits(max_connections=most)
+    assert descriptors(limits) == wanted
+    assert (places(limits, wanted)[0] == most) == has_room
+
+
+async def test_a_daemon_takes_what_descriptors_it_may_have_and_says_for_how_many_clients(
+    tmp_path: Path,
+) -> None:
+    limited = ("sh", "-c", 'ulimit -Sn 300; ulimit -Hn 3000; exec "$@"', "sh")
+    program = (*limited, sys.executable, "-m", "syncserver")
+    environ = {
+        "SYNCSERVER_STATE_DIR": str(tmp_path),
+        "SYNCSERVER_FRONTEND__PORT": "0",
+        "SYNCSERVER_BACKEND__PORT": "0",
+    }
+    async with process("serve", environ=environ, program=program) as daemon:
+        await daemon.started()
+        said = "2625 at most: 3000 open files are too few for 100000"
+        assert daemon.line("connections") == said
+        assert resource.prlimit(daemon.child.pid, resource.RLIMIT_NOFILE) == (3000, 3000)
+
+
+async def test_a_limit_that_may_not_be_raised_is_said(
+    monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    def refuse(_what: int, _limits: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr("resource.getrlimit", lambda _what: (1024, 4096))
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    with expected_log("syncserver.server", "1024 descriptors are all, for 4096 were refused"):
+        raise_descriptors(Limits())
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -261,6 +261,8 @@ async def test_the_daemon_says_at_start_what_the_readme_shows(tmp_path: Path) ->
     (shown,) = [block for block in blocks(README) if block.startswith("syncserver 0")]
     async with place(tmp_path) as here:
         said = "\n".join(here.running.lines) + "\n"
+        said = re.sub(r"(?<= at most): \d+ open files are too few for 100000", "", said)
+        said = re.sub(r"(?m)^connections \d+", "connections 100000", said)  # on a smaller machine
         assert said == here.moved(shown).replace("/home/you", str(tmp_path))
 
 

@@ -221,7 +221,7 @@ def hung_up():
     number_of_settings += 1
     return signal.SIGHUP
 
-def serve(number):
+def serve(number, pulse):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     signal.signal(signal.SIGHUP, lambda *_: os._exit(3))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})

@@ -121,7 +121,7 @@ SUPERVISOR = """
 import signal, sys
 from syncserver.workers import supervise
 
-def serve(number):
+def serve(number, pulse):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     signal.pause()
     return 0
@@ -134,7 +134,7 @@ SLOW_TO_LISTEN = """
 import os, sys, time
 from syncserver.workers import supervise
 
-def serve(number):
+def serve(number, pulse):
     os.write(1, b"begun\\n")
     time.sleep(60)
     return 0
@@ -162,7 +162,7 @@ from syncserver.workers import supervise
 
 logging.getLogger().addHandler(LogHandler())
 
-def serve(number):
+def serve(number, pulse):
     for _ in range(50):
         logging.getLogger("a").error("again")
     return 3

@@ -25,12 +25,13 @@ from syncserver.commands import base
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError, Unavailable
-from syncserver.gate import places
+from syncserver.gate import descriptors, places
 
 _FILES = 10_000
 _BACKLOG = 1024
 _ENGINE_SECONDS = 10.0
 _LIVE_SECONDS = 3.0
+_CLOCK_SECONDS = 2.0
 _LOCAL = ("127.", "::1", "localhost")
 
 
@@ -69,13 +70,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _files(config: Config) -> Iterator[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    text = f"{soft} may be open, so about {places(config.limits)[0]} connections"
-    if soft >= _FILES:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = descriptors(config.limits)
+    raised = "" if most == soft else f" ({soft}, which 'serve' raises)"
+    text = f"{most} may be open{raised}, so about {places(config.limits, most)[0]} connections"
+    if most == resource.RLIM_INFINITY:
+        yield Finding("ok", "open files", "any number may be open")
+    elif most >= _FILES or places(config.limits, most)[0] == config.limits.max_connections:
         yield Finding("ok", "open files", text)
     else:
-        more = "" if hard >= _FILES else f" (the hard limit is {hard})"
-        mend = f"for more, LimitNOFILE= in the unit, or ulimit -n{more}"
+        mend = "for more, LimitNOFILE= in the unit, or ulimit -Hn"
         yield Finding("warn", "open files", f"{text}; {mend}")
 
 
@@ -107,7 +111,7 @@ def _engine(config: Config) -> Iterator[Finding]:
     logger = logging.getLogger("syncserver")
     logger.addHandler(warned)
     try:
-        asyncio.run(_reach(app.make_engine(config)))
+        ahead = asyncio.run(_reach(app.make_engine(config)))
     except ConfigError as error:
         yield _refused_engine(config, error)
     except (Unavailable, TimeoutError) as error:
@@ -116,6 +120,8 @@ def _engine(config: Config) -> Iterator[Finding]:
         yield Finding("FAIL", "engine", f"{config.shown_engine}: {said}; {mend}")
     else:
         yield Finding("ok", "engine", f"{config.shown_engine} answers")
+        if ahead is not None:
+            yield _engine_clock(ahead)
     finally:
         logger.removeHandler(warned)
     for text in warned.texts:
@@ -131,11 +137,23 @@ def _refused_engine(config: Config, error: ConfigError) -> Finding:
     return Finding("FAIL", "engine", str(error).removeprefix("engine: "))
 
 
-async def _reach(engine: Engine) -> None:
+def _engine_clock(ahead: float) -> Finding:
+    text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    if abs(ahead) <= _CLOCK_SECONDS:
+        return Finding("ok", "engine clock", text)
+    mend = "one of the two is wrong: run an NTP client on both"
+    return Finding("warn", "engine clock", f"{text}; {mend}")
+
+
+async def _reach(engine: Engine) -> float | None:
+    """Reach the store; return how far its clock is ahead, if it has one of its own."""
     async with asyncio.timeout(_ENGINE_SECONDS):
         try:
             await engine.open()
             await engine.check()
+            asked = time.time()
+            theirs = await engine.clock()
+            return None if theirs is None else theirs - (asked + time.time()) / 2
         finally:
             await engine.close()
 

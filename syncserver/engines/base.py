@@ -186,6 +186,10 @@ class Engine(ABC):
         """Raise Unavailable when the store is out of reach; used for ``/ready``."""
         return
 
+    async def clock(self) -> float | None:
+        """Return the time of the store in seconds since 1970; None: it has no clock of its own."""
+        return None
+
     async def close(self) -> None:
         """Let go of the store; nothing may be called afterwards."""
         return

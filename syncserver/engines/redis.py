@@ -183,6 +183,15 @@ class RedisEngine(Engine):
         if isinstance(answer, Exception):
             raise unavailable(answer)
 
+    async def clock(self) -> float:
+        (answer,) = await self._links.ask([("TIME",)])
+        match answer:
+            case [bytes(seconds), bytes(microseconds)]:
+                return int(seconds) + int(microseconds) / 1_000_000
+            case Exception():
+                raise unavailable(answer)
+        raise Unavailable(_STRANGE)
+
     async def close(self) -> None:
         for reader in self._readers.values():
             await reader.close()
