@@ -17,10 +17,11 @@ exclude_patterns = ["_build"]
 nitpicky = True
 highlight_language = "none"
 
-html_theme = "alabaster"
+html_theme = "furo"
+html_title = "syncserver"
 html_theme_options = {
-    "description": "Lists in browsers that stay equal to rows in a database",
-    "fixed_sidebar": True,
-    "page_width": "60rem",
+    "light_css_variables": {"color-brand-primary": "#2f6f5e", "color-brand-content": "#2f6f5e"},
+    "dark_css_variables": {"color-brand-primary": "#7cc4b0", "color-brand-content": "#7cc4b0"},
 }
 html_copy_source = False
+html_show_sourcelink = False
