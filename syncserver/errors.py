@@ -13,7 +13,7 @@ from typing import ClassVar
 class SyncError(Exception):
     """Any failure that is answered to a peer; its message never holds internals."""
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
     http_status: ClassVar[int] = 200
 
 
@@ -38,7 +38,7 @@ class RPCError(SyncError):
         super().__init__(message)
         self.message = message
         if code is not None:
-            self.code = code  # type: ignore[misc]  # an instance may name its own code
+            self.code = code
         self.index = index
         self.field = field
         self.reason = reason
@@ -188,7 +188,7 @@ class InvalidJSON(ProtocolError):
 
     def __init__(self, message: str, *, code: str = "invalid_json") -> None:
         super().__init__(message)
-        self.code = code  # type: ignore[misc]  # too_deep, duplicate_key, ... are its own codes
+        self.code = code
 
 
 class UnknownService(ProtocolError):

@@ -24,6 +24,7 @@ MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON client keeps exactly."""
 
 _FRAME_ELEMENTS = 16
+_FRAME_DEPTH = 2
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SIXTEEN_DIGITS = b"0" * 16  # what a number beyond MAX_INTEGER has at least
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -62,10 +63,13 @@ def split_array(data: bytes) -> list[bytes]:
 def encode(value: Any, *, is_frame: bool = False) -> bytes:
     """Write JSON that ``decode`` accepts; ValueError on a value that has none.
 
-    :param is_frame: whether it is a frame around what may have as many elements as can be read,
-        and so have a few more.
+    :param is_frame: whether it is a frame around what may be as large and as deep as can be read,
+        and so be a little more.
     """
-    _check_writable(value, MAX_ELEMENTS + (_FRAME_ELEMENTS if is_frame else 0))
+    if is_frame:
+        _check_writable(value, MAX_ELEMENTS + _FRAME_ELEMENTS, MAX_DEPTH + _FRAME_DEPTH)
+    else:
+        _check_writable(value, MAX_ELEMENTS, MAX_DEPTH)
     try:
         return _encoder.encode(value)
     except (TypeError, UnicodeEncodeError) as error:
@@ -146,15 +150,15 @@ def _count_keys(value: Any) -> int:
     return count
 
 
-def _check_writable(value: Any, max_elements: int) -> None:
+def _check_writable(value: Any, max_elements: int, max_depth: int) -> None:
     level = [value]
     depth = count = 0
     while level:
         containers = [v for v in level if type(v) not in _WRITABLE and _is_container(v)]
         depth += 1 if containers else 0
         count += sum(len(container) or 1 for container in containers)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"no JSON: nested deeper than {MAX_DEPTH}")
+        if depth > max_depth:
+            raise ValueError(f"no JSON: nested deeper than {max_depth}")
         if count > max_elements:
             raise ValueError(f"no JSON: more than {max_elements} elements")
         level = []

@@ -10,13 +10,15 @@ import pytest
 
 from syncserver.config import Limits
 from syncserver.engines.memory import MemoryEngine
+from syncserver.errors import CloseCode
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
 from syncserver.services.pubsub import PubSubBackend, PubSubService
 from syncserver.session import Client
+from tests.conftest import ExpectedLog
 from tests.support.calls import MemoryPeer, backend_call, turns
 from tests.support.daemon import Daemon, Peer, serving
-from tests.support.toy import ToyProtocol
+from tests.support.toy import FailingProtocol, ToyProtocol
 
 CHANNELS = [
     "news",
@@ -262,6 +264,46 @@ async def test_a_message_is_encoded_once_for_all_who_may_share_it(protocol: Any)
     await turns()
     assert [len(peer.take()) for peer in peers] == [1] * 5
     assert len(encoded) == (1 if Counting.shared else 5)
+    await service.close()
+    await service.engine.close()
+
+
+@pytest.mark.parametrize(("depth", "taken"), [(63, True), (64, False)])
+async def test_what_is_taken_of_a_program_is_delivered_however_deep_it_is(
+    depth: int, taken: bool
+) -> None:
+    service = PubSubService("pubsub")
+    peer = MemoryPeer(ServiceRegistry([service]))
+    await peer.call("pubsub", "subscribe", channel=1)
+    content: Any = 0
+    for _ in range(depth):
+        content = [content]
+    if taken:
+        await service.do_publish(1, content)
+    else:
+        with pytest.raises(ValueError, match="nested deeper"):
+            await service.do_publish(1, content)
+    await turns()
+    told = [envelope["message"] for envelope in peer.take()]
+    assert told == ([message(1, content)] if taken else [])
+    await service.close()
+    await service.engine.close()
+
+
+async def test_a_protocol_that_fails_on_a_message_ends_its_own_session_alone(
+    expected_log: ExpectedLog,
+) -> None:
+    service = PubSubService("pubsub")
+    registry = ServiceRegistry([service])
+    kinds = [ToyProtocol, FailingProtocol, NativeProtocol]
+    peers = [MemoryPeer(registry, kind) for kind in kinds]
+    for peer in peers:
+        await peer.call("pubsub", "subscribe", channel=1)
+    with expected_log("syncserver.pubsub", "cannot be told"):
+        await service.do_publish(1, "x")
+        await turns()
+    assert [len(peer.take()) for peer in peers] == [1, 0, 1]
+    assert [peer.closed for peer in peers] == [None, (CloseCode.INTERNAL, ""), None]
     await service.close()
     await service.engine.close()
 

@@ -297,3 +297,15 @@ def test_a_frame_may_have_a_few_elements_more_than_what_it_is_around() -> None:
     assert strict_json.encode({"callId": most}, is_frame=True).endswith(b",0]}")
     with pytest.raises(ValueError, match="more than"):
         strict_json.encode([most, [0] * 100], is_frame=True)
+
+
+def test_a_frame_may_be_a_little_deeper_than_what_it_is_around() -> None:
+    deepest: Any = []
+    for _ in range(strict_json.MAX_DEPTH - 1):
+        deepest = [deepest]
+    assert strict_json.decode(strict_json.encode(deepest)) == deepest
+    with pytest.raises(ValueError, match="nested deeper than 64"):
+        strict_json.encode([deepest])
+    assert strict_json.encode([[deepest]], is_frame=True)
+    with pytest.raises(ValueError, match="nested deeper than 66"):
+        strict_json.encode([[[deepest]]], is_frame=True)

@@ -16,7 +16,7 @@ from syncserver.config import Limits
 from syncserver.dealers import BroadcastDealer, KeyedDealer
 from syncserver.engines.base import Entry, Listener, Taken
 from syncserver.engines.memory import MemoryEngine
-from syncserver.errors import RefetchReason, Unavailable
+from syncserver.errors import CloseCode, RefetchReason, Unavailable
 from syncserver.position import Position
 from syncserver.protocols.base import Frame, Protocol
 from syncserver.protocols.native import NativeProtocol
@@ -25,7 +25,7 @@ from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from tests.conftest import ExpectedLog
 from tests.support.calls import MemoryPeer, backend_call, turns
 from tests.support.delayed import dither
-from tests.support.toy import ToyProtocol
+from tests.support.toy import FailingProtocol, ToyProtocol
 from tests.support.virtual import on_virtual_time
 
 LIMITS = Limits(retention_seconds=10_000, tail_bytes=0)  # so that who joins asks the engine
@@ -352,6 +352,23 @@ async def test_a_protocol_that_is_not_shared_makes_no_position_that_has_to_wait(
         node.engine.gate.set()
         await turns(40)
         assert peer.told() == ["response 2", "position 2"], "numbered without a gap"
+
+
+async def test_a_protocol_that_fails_on_a_delta_ends_its_own_session_alone(
+    expected_log: ExpectedLog,
+) -> None:
+    async with running() as node:
+        peers = [node.peer(kind) for kind in (ToyProtocol, FailingProtocol, NativeProtocol)]
+        for peer in peers:
+            await peer.acquire(await node.grant(1))
+        with expected_log("syncserver.subscriptions", "cannot be told"):
+            await node.publish(1)
+        assert [peer.told() for peer in peers] == [
+            ["delta 1", "position 1"],
+            [],
+            ["delta 1", "position 1"],
+        ]
+        assert [peer.closed for peer in peers] == [None, (CloseCode.INTERNAL, ""), None]
 
 
 @on_virtual_time

@@ -219,11 +219,10 @@ class _Log:
                 if known.digest != digest:
                     raise IdempotencyConflict
                 return known.position
-            self.keys.pop(key, None)
-            self.keys[key] = _Remembered(digest, self.head.next(), now)
-            position = self.keys[key].position
-        else:
-            position = self.head.next()
+        position = self.head.next()
+        if key is not None:
+            self.keys.pop(key, None)  # so that it is set anew, as the youngest
+            self.keys[key] = _Remembered(digest, position, now)
         entry = Entry(position, self.head.mark, data)
         self.head = position
         self.entries[position.offset] = entry

@@ -15,7 +15,7 @@ from syncserver.config import Limits
 from syncserver.counters import Activity, Standing
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
-from syncserver.errors import RefetchReason, RPCError
+from syncserver.errors import CloseCode, RefetchReason, RPCError
 from syncserver.protocols.base import Frame, Freshness, Notification, Protocol
 from syncserver.publishing import Publisher
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
@@ -160,23 +160,23 @@ class PubSubService(RPCService):
         self.activity.entries += 1
         if record.value is None:
             return
-        subscribers = self._subscribers.get(canonical.key(record.value.channel), ())
-        session = None
+        self.activity.deltas += 1
+        subscribers = self._subscribers.get(canonical.key(record.value.channel))
+        if not subscribers:
+            return
         notice = {"type": "message", **record.value._asdict()}
         event = Notification(self.name, notice)
         frames: dict[type[Protocol], Frame] = {}
         for session in subscribers:
             if not session.protocol.shared:
-                session.tell(event)
+                _tell(session, event)
                 continue
             frame = frames.get(type(session.protocol))
             if frame is None:
                 frame = frames[type(session.protocol)] = Frame(session.protocol.encode(event))
             session.put(frame)
-        self.activity.deltas += 1
         self.activity.deliveries += len(subscribers)
-        if session is not None:
-            self._publisher.flusher = session.flusher
+        self._publisher.flusher = next(iter(subscribers)).flusher
 
     def turn_ended(self) -> None:
         """Note that this is when all that came was put; there are no positions to tell."""
@@ -214,6 +214,15 @@ class PubSubBackend(RPCService):
         await self._frontend.do_publish(
             channel, message, idempotency_key=req.client.idempotency_key
         )
+
+
+def _tell(session: Session, event: Notification) -> None:
+    """Tell a peer whose protocol has a state of its own; if it fails, the others go on."""
+    try:
+        session.tell(event)
+    except Exception:
+        logger.exception("A message cannot be told to %s", session)
+        session.abort(CloseCode.INTERNAL)
 
 
 def _decode(data: bytes) -> _Published | None:

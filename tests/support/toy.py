@@ -6,7 +6,14 @@ shares what is not to be shared, or leaves out a session, is found out.
 
 from __future__ import annotations
 
-from syncserver.protocols.base import Command, Event, Message, Protocol
+from syncserver.protocols.base import (
+    Change,
+    Command,
+    Event,
+    Message,
+    Notification,
+    Protocol,
+)
 from syncserver.protocols.native import NativeProtocol
 
 
@@ -28,3 +35,12 @@ class ToyProtocol(Protocol):
             self._sent += 1
             texts.append(b"%d|%b" % (self._sent, text))
         return tuple(texts)
+
+
+class FailingProtocol(ToyProtocol):
+    """The same, with a state in which it can tell nothing but answers."""
+
+    def encode(self, event: Event) -> tuple[bytes, ...]:
+        if isinstance(event, Change | Notification):
+            raise RuntimeError("a state of its own that is wrong")
+        return super().encode(event)
