@@ -72,6 +72,13 @@ test("messages made before it is open are sent in order when it is", () => {
     ["first", "second", "third"]);
 });
 
+test("what waited for the connection is sent once, not again on the next one", () => {
+  const r = rig({ raw: Service });
+  r.server.services.raw.send("once");
+  assert.equal(r.socket.open().sent.length, 1);
+  assert.deepEqual(r.reconnect().sent, []);
+});
+
 test("too many messages before it is open are refused, not kept", async () => {
   const { server, socket } = rig({ raw: Service, calc: RPCService }, { maxQueue: 1 });
   const first = server.services.calc.call("a");
@@ -274,6 +281,9 @@ test("nothing that can arrive throws, and error listeners hear of it", () => {
   socket.receiveText(new Uint8Array(1));
   assert.equal(events.length, nonsense.length + 1);
   assert.ok(events.every(([name, error]) => name === "error" && error instanceof SyncError));
+  const codes = new Map(events.map(([, error], i) => [nonsense[i], error.code]));
+  assert.deepEqual([codes.get(nonsense[8]), codes.get(nonsense[14]), codes.get(nonsense[15])],
+    ["unknown_service", "c", "malformed"]);
   assert.equal(server.isOpen, true);
   const unheard = new SyncServer("ws://h", { WebSocket: socket.constructor });
   unheard.complain(new SyncError("nobody listens"));
@@ -322,6 +332,15 @@ test("the debug log shows names and types, never what they carry", () => {
   socket.receive("calc", { type: "delta", delta: "secret" });
   assert.deepEqual(lines,
     ["syncserver sent: calc acquire 0", "syncserver received: calc delta"]);
+});
+
+test("without debug nothing is printed, with true to the console", (t) => {
+  const lines = [];
+  t.mock.method(console, "debug", (line) => lines.push(line));
+  for (const debug of [false, undefined, true]) {
+    rig({ raw: Service }, { debug }).socket.open().receive("raw", 1);
+  }
+  assert.deepEqual(lines, ["syncserver received: raw number"]);
 });
 
 test("the backoff goes on while attempts fail, however long ago the last good connection was",

@@ -387,6 +387,13 @@ test("the rows can be read again and a new token be acquired inside the refetch 
     assert.deepEqual(idsOf(r.tasks), [5]);
   });
 
+test("what the server tells is a notification as those of any RPC service are", async () => {
+  const r = await live("t");
+  const seen = recorder(r.datasync, "notification");
+  r.receive(position("p"), { type: "news" });
+  assert.deepEqual(seen, [["notification", position("p")], ["notification", { type: "news" }]]);
+});
+
 // ------------------------------------------------------------------ cancel
 
 test("cancel tells the server and resolves with its answer", async () => {

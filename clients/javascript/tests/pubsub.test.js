@@ -24,6 +24,13 @@ test("messages reach the listeners of their channel and the event", async () => 
     ["message", { channel: "b", message: 2 }]]);
 });
 
+test("a message is a notification as those of any RPC service are", () => {
+  const { pubsub, socket } = open();
+  const seen = recorder(pubsub, "notification");
+  socket.receive("pubsub", message("a", 1), { type: "stale" });
+  assert.deepEqual(seen, [["notification", message("a", 1)], ["notification", { type: "stale" }]]);
+});
+
 test("any JSON is a channel, whatever the order of its keys", () => {
   const { pubsub, socket } = open();
   const seen = [];
@@ -71,6 +78,21 @@ test("a refused subscription rejects and leaves nothing", async () => {
   const again = pubsub.subscribe("c");
   socket.answer(null);
   await again;
+});
+
+test("the refusal of a subscription that was given up is not that of the next one", async () => {
+  const { pubsub, socket } = open();
+  const heard = [];
+  const first = pubsub.subscribe("c");
+  pubsub.unsubscribe("c").catch(() => {});
+  await assert.rejects(first, { code: "cancelled" });
+  const second = pubsub.subscribe("c", (body) => heard.push(body));
+  socket.refuse("not_authorized", {}, 3);
+  assert.equal(await outcomeOf(second), "pending");
+  socket.answer(null);
+  await second;
+  socket.receive("pubsub", message("c", 1));
+  assert.deepEqual(heard, [1]);
 });
 
 test("a subscription made before it is open is asked for once, before what was queued", () => {

@@ -1,6 +1,13 @@
 /** A scripted socket, a clock moved by hand and a seeded source of randomness. */
 import { SyncServer } from "../syncserver.js";
 
+// What the library reports of foreign code, asserts in a listener among it, fails a test that did
+// not ask for `reports`; at the latest when the process ends.
+console.error = (error) => {
+  process.exitCode = 1;
+  throw error;
+};
+
 /** Lets promise callbacks run; timers are never waited for. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve));
 
