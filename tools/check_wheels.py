@@ -71,8 +71,9 @@ def run_quietly(command: list[str]) -> None:
 def build(project: Path, out: Path) -> Path:
     """Build a wheel by way of an sdist; it must be the wheel that the checkout itself makes."""
     direct = out / "direct"
-    run_quietly([sys.executable, "-m", "build", str(project), "--outdir", str(out)])
-    run_quietly([sys.executable, "-m", "build", str(project), "--outdir", str(direct), "--wheel"])
+    command = [sys.executable, "-m", "build", str(project), "--outdir"]
+    run_quietly([*command, str(out)])
+    run_quietly([*command, str(direct), "--wheel", "--no-isolation"])
     (wheel,) = out.glob("*.whl")
     if contents(wheel) != contents(direct / wheel.name):
         raise SystemExit(f"{wheel.name}: the sdist builds another wheel than the checkout")
