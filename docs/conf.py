@@ -1,6 +1,7 @@
 """Settings of the documentation's build: ``make docs``."""
 
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -12,7 +13,8 @@ release = re.findall(r'__version__ = "(.+)"', (ROOT / "syncserver/version.py").r
     0
 ]
 
-extensions: list[str] = []
+sys.path.insert(0, str(Path(__file__).parent))
+extensions = ["links"]
 exclude_patterns = ["_build"]
 nitpicky = True
 highlight_language = "none"

@@ -126,6 +126,16 @@ def test_every_setting_is_in_the_reference() -> None:
     assert set(terms(page("settings.rst"))) == {name for name, _ in settings(Config)}
 
 
+def test_no_page_names_a_setting_that_is_not_there() -> None:
+    known = {name for name, _ in settings(Config)}
+    sections = "|".join({name.partition(".")[0] for name in known if "." in name})
+    named = re.compile(rf"``((?!log\.db)(?:{sections})\.[a-zA-Z_.]+)``")
+    pages = [*(ROOT / "docs").rglob("*.rst"), ROOT / "README.rst"]
+    found = {name: path.name for path in pages for name in named.findall(path.read_text("utf-8"))}
+    assert len(found) > len(known) / 2
+    assert {name: where for name, where in found.items() if name not in known} == {}
+
+
 def test_the_reference_has_the_defaults() -> None:
     said = terms(page("settings.rst"))
     wrong = []
