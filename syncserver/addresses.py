@@ -32,14 +32,14 @@ class Rates:
         self._burst = burst
         self._buckets: dict[str, Bucket] = {}
 
-    def wait_seconds(self, key: str) -> float:
-        """Count one more of an address; 0, or when it may come, and it is not counted."""
+    def wait_seconds(self, key: str, count: int = 1) -> float:
+        """Count so many more of an address; 0, or when they may come, and nothing is counted."""
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= _REMEMBERED:
                 self._forget()
             bucket = self._buckets[key] = Bucket(self._per_second, self._burst)
-        return 0.0 if bucket.take() else bucket.wait_seconds
+        return bucket.wait_for(count)
 
     def _forget(self) -> None:
         """Forget those who did nothing for a while, or the oldest half if none of them has."""

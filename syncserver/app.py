@@ -21,7 +21,7 @@ from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
-from syncserver.server import EVENTS_PATH, Registries, Server
+from syncserver.server import BACKEND_PATHS, EVENTS_PATH, Registries, Server
 from syncserver.siblings import Siblings
 
 logger = logging.getLogger("syncserver.app")
@@ -50,7 +50,7 @@ PROTOCOLS = {
 SOCKJS = {"/ws/sockjs": "native"}
 
 # Other routes, some of them of the backend, which may stand behind the same door.
-_TAKEN = (EVENTS_PATH, "/backend", "/live", "/metrics", "/ready")
+_TAKEN = (EVENTS_PATH, *BACKEND_PATHS)
 
 # What --app makes itself.
 _OF_SERVICES = ("engine", "limits", "models", "services")

@@ -38,6 +38,10 @@ class Bucket:
         self._left = left
         return True
 
+    def wait_for(self, count: int = 1) -> float:
+        """Take so much and return 0; or take nothing, and return when it would be there."""
+        return 0.0 if self.take(count) else (count - self._left) / self._per_second
+
     @property
     def wait_seconds(self) -> float:
         """Return when one can be taken."""

@@ -136,6 +136,7 @@ class Limits:
     max_connections_per_address: int = 1_000
     accepts_per_second: int = 2_000
     accepts_per_second_per_address: int = 50
+    requests_per_second: int = 1_000
     wrong_keys_per_minute: int = 30
     messages_per_second: int = 100
     max_message_burst: int = 1_000

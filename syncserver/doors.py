@@ -20,6 +20,7 @@ from syncserver.config import Backend, Frontend, Limits
 from syncserver.counters import Tally
 from syncserver.gate import Gate, Seats, refuse, wrapped
 from syncserver.handlers.base import NothingHandler
+from syncserver.handlers.paced import Pace
 from syncserver.handlers.proxied import ProxiedServer, Proxies, parse_address
 from syncserver.tls import make_context
 
@@ -84,6 +85,7 @@ class Door:
     :param refused: counts those that it did not take.
     :param reuse_port: share the address with other processes.
     :param place: the Unix socket to listen on, where other processes do too.
+    :param pace: how often requests may come.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Door:
         refused: Tally | None = None,
         reuse_port: bool = False,
         place: UnixPlace | None = None,
+        pace: Pace | None = None,
     ) -> None:
         logging.getLogger("tornado.general").addFilter(_leave_out_what_was_sent)
         self._settings = settings
@@ -117,6 +120,7 @@ class Door:
             max_body_size=_DROPPED_BODIES * limits.max_body_bytes,
         )
         self._server.proxies = proxies = Proxies(settings.trusted_proxies)
+        self._server.pace = pace
         self.gate = Gate(
             limits, seats, lambda address: proxies.trusts(parse_address(address)), refused
         )

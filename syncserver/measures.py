@@ -26,7 +26,7 @@ from syncserver.version import __version__
 PREFIX = "syncserver_"
 WORKER = "worker"
 """The label that tells processes of one daemon apart, where there are several."""
-REFUSALS = ("address", "connections", "draining", "handshake", "origin", "version")
+REFUSALS = ("address", "connections", "draining", "handshake", "origin", "requests", "version")
 """Why connections, handshakes and sessions are refused."""
 
 _PEER = "peer"

@@ -20,10 +20,11 @@ from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
 from syncserver.handlers.health import HealthHandler
+from syncserver.handlers.paced import Pace
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
-from syncserver.metrics import Metrics
+from syncserver.metrics import METRICS_PATH, Metrics
 from syncserver.pressure import relieve
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
@@ -36,6 +37,8 @@ logger = logging.getLogger("syncserver.server")
 Registries = tuple[ServiceRegistry, ServiceRegistry]
 
 EVENTS_PATH = "/events"
+BACKEND_PATH, LIVE_PATH, READY_PATH = "/backend", "/live", "/ready"
+BACKEND_PATHS = (BACKEND_PATH, LIVE_PATH, READY_PATH, METRICS_PATH)
 
 _KEEP_ALIVE_SECONDS = 300.0
 _RELIEF_SECONDS = 1.0
@@ -198,9 +201,14 @@ class Server:
             refused=(self.backend if name == "backend" else self.frontend).traffic.refused,
             reuse_port=self._reuse_port,
             place=self._places.get(name),
+            pace=self._pace() if name == "frontend" else None,
         )
         door.open()
         return door
+
+    def _pace(self) -> Pace:
+        free = BACKEND_PATHS if self.config.backend.on_frontend else ()
+        return Pace(self.config.limits, self.frontend.traffic.refused, free)
 
     def _frontend_routes(self) -> list[Any]:
         routes: list[Any] = [
@@ -245,10 +253,10 @@ class Server:
         backend = self.config.backend
         needs_key = backend.metrics_need_key or backend.on_frontend
         return [
-            BackendHTTPHandler.get_route(self.backend, "/backend", keys=self._keys),
+            BackendHTTPHandler.get_route(self.backend, BACKEND_PATH, keys=self._keys),
             self.metrics.route(self._keys if needs_key else None),
-            ("/live", HealthHandler, {"check": self.not_alive}),
-            ("/ready", HealthHandler, {"check": self.not_ready}),
+            (LIVE_PATH, HealthHandler, {"check": self.not_alive}),
+            (READY_PATH, HealthHandler, {"check": self.not_ready}),
         ]
 
     def _relieve(self) -> None:

@@ -138,6 +138,7 @@ STANDS_ON = {
     ("handlers.backend", "handlers.caller"),
     ("handlers.connection", "handlers.frames"),
     ("handlers.outlet", "handlers.connection"),  # a connection, and two ways for its bytes
+    ("handlers.proxied", "handlers.paced"),  # too many of whoever the proxy names
     ("handlers.websocket", "handlers.connection"),
     ("handlers.websocket", "handlers.outlet"),
     ("handlers.sockjs", "handlers.sockjs_http"),

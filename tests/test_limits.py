@@ -62,7 +62,9 @@ def test_a_bucket_gives_what_it_holds_and_then_what_comes_back() -> None:
 def test_what_is_too_much_at_once_takes_nothing() -> None:
     bucket = Bucket(1, 3, Clock())
     assert not bucket.take(4)
-    assert bucket.take(3)
+    assert bucket.wait_for(5) == 2
+    assert bucket.wait_for(2) == 0
+    assert bucket.take(1)
 
 
 def test_an_address_has_so_many_at_once_and_asks_so_often() -> None:

@@ -22,6 +22,8 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
+from syncserver.handlers.paced import Pace, Paced
+
 UNIX = "unix"
 _SCHEMES = ("http", "https")
 
@@ -58,6 +60,12 @@ class Proxies:
         """Tell whether an address is one of them."""
         return address is not None and any(address in network for network in self._networks)
 
+    def is_one(self, context: Any) -> bool:
+        """Tell whether the peer of a connection, as Tornado knows it, is one of them."""
+        if context.address_family == getattr(socket, "AF_UNIX", None):
+            return self.unix
+        return self.trusts(parse_address(context.remote_ip))
+
 
 def parse_address(text: str) -> Address | None:
     """Return an address, IPv4 also where it is written as IPv6; None: it is none."""
@@ -71,16 +79,25 @@ def parse_address(text: str) -> Address | None:
 
 
 class ProxiedServer(HTTPServer):
-    """An HTTP server whose requests name the client that a trusted proxy names."""
+    """An HTTP server whose requests name the client that a trusted proxy names.
+
+    Where there is a ``pace``, there may be too many of them.
+    """
 
     proxies = Proxies()
+    pace: Pace | None = None
 
     def start_request(
         self, server_conn: object, request_conn: HTTPConnection
     ) -> HTTPMessageDelegate:
         """Begin a request; Tornado calls it."""
         delegate = super().start_request(server_conn, request_conn)
-        return _Proxied(delegate, request_conn, self.proxies) if self.proxies else delegate
+        is_proxy = bool(self.proxies) and self.proxies.is_one(
+            getattr(request_conn, "context", None)
+        )
+        if self.pace is not None:
+            delegate = Paced(delegate, request_conn, self.pace, proxy=is_proxy)
+        return _Proxied(delegate, request_conn, self.proxies) if is_proxy else delegate
 
 
 class _Proxied(HTTPMessageDelegate):
@@ -99,14 +116,10 @@ class _Proxied(HTTPMessageDelegate):
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
         context = self._context
-        is_unix = context.address_family == getattr(socket, "AF_UNIX", None)
-        if (is_unix and self._proxies.unix) or self._proxies.trusts(
-            parse_address(context.remote_ip)
-        ):
-            client = self._proxies.client_of(headers.get_list("X-Forwarded-For"))
-            context.remote_ip = client or context.remote_ip
-            scheme = headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip()
-            context.protocol = scheme if scheme in _SCHEMES else context.protocol
+        client = self._proxies.client_of(headers.get_list("X-Forwarded-For"))
+        context.remote_ip = client or context.remote_ip
+        scheme = headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip()
+        context.protocol = scheme if scheme in _SCHEMES else context.protocol
         return self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:

@@ -12,12 +12,19 @@ from tests.support.attacked import KEY, Target, attacked, envelope, key_header
 
 MOST_GRANTS = 50
 MOST_GUESSES = 20
+MOST_REQUESTS = 10
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    limits = {"max_grants": MOST_GRANTS, "grant_seconds": 1, "wrong_keys_per_minute": MOST_GUESSES}
+    limits = {
+        "max_grants": MOST_GRANTS,
+        "grant_seconds": 1,
+        "wrong_keys_per_minute": MOST_GUESSES,
+        "requests_per_second": MOST_REQUESTS,
+    }
     given = {f"limits__{name}": str(value) for name, value in limits.items()}
+    given["frontend__trusted_proxies"] = "127.0.0.1"
     with attacked(tmp_path_factory.mktemp("bounded"), **given) as target:
         yield target
 
@@ -42,6 +49,29 @@ def test_guesses_without_end_are_429_and_a_right_key_of_the_same_address_passes_
     refused = [head for head in heads if head.startswith(b"http/1.1 429")]
     assert len(heads) - len(refused) in range(MOST_GUESSES, 2 * MOST_GUESSES + 3)
     assert all(b"\r\nretry-after: " in head for head in refused)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_requests_without_end_are_429_by_connection_or_by_the_address_that_a_proxy_names(
+    target: Target, named: bool
+) -> None:
+    lines = "X-Forwarded-For: 8.8.8.8\r\n" if named else ""
+    one = f"GET /ws/sockjs HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
+    good = 0
+    with target.connect() as wire:
+        wire.send(one * 20 * MOST_REQUESTS)
+        while (head := wire.head()).startswith(b"HTTP/1.1 200"):
+            wire.exactly(len("Welcome to SockJS!\n"))
+            good += 1
+        assert head.startswith(b"HTTP/1.1 429")
+        assert b"\r\nRetry-After: 1" in head
+        assert good >= 5 * MOST_REQUESTS
+        with target.ask(one * 4 * MOST_REQUESTS) as other:
+            heads = []
+            while len(heads) < 4 * MOST_REQUESTS and b" 429 " not in (head := other.head()):
+                other.exactly(len("Welcome to SockJS!\n"))
+                heads.append(head)
+        assert (len(heads) < 4 * MOST_REQUESTS) == named
 
 
 def test_tokens_without_end_are_429_until_some_expire(target: Target) -> None:

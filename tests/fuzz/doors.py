@@ -39,6 +39,7 @@ _LIMITS = {
     "max_connections_per_address": _MANY,
     "accepts_per_second": _MANY,
     "accepts_per_second_per_address": _MANY,
+    "requests_per_second": _MANY,
     "wrong_keys_per_minute": _MANY,
     "messages_per_second": _MANY,
     "max_message_burst": _MANY,
