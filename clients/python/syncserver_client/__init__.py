@@ -27,6 +27,7 @@ from syncserver_client.errors import (
     TransportError,
     Unauthorized,
     Unavailable,
+    WrongAddress,
 )
 from syncserver_client.version import __version__
 
@@ -47,6 +48,7 @@ __all__ = [
     "TransportError",
     "Unauthorized",
     "Unavailable",
+    "WrongAddress",
     "__version__",
     "json_default",
 ]

@@ -35,6 +35,8 @@ HTTP_ERRORS: dict[int, type[errors.HTTPError]] = {
     400: errors.BadRequest,
     401: errors.Unauthorized,
     403: errors.Forbidden,
+    404: errors.WrongAddress,
+    405: errors.WrongAddress,
     409: errors.IdempotencyConflict,
     413: errors.TooLarge,
     429: errors.TooManyRequests,

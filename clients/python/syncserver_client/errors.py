@@ -62,6 +62,12 @@ class Forbidden(HTTPError):
     hint = " (see the operations of the key in the daemon's backend.api_keys)"
 
 
+class WrongAddress(HTTPError):
+    """404 or 405: nothing takes calls at this URL."""
+
+    hint = " (is the URL that of the daemon's backend, as in http://HOST:5801/backend?)"
+
+
 class IdempotencyConflict(HTTPError):
     """409: the idempotency key was used before with another body."""
 

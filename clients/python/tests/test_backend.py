@@ -36,6 +36,7 @@ from syncserver_client import (
     TransportError,
     Unauthorized,
     Unavailable,
+    WrongAddress,
 )
 
 KEY = "k" * 32
@@ -363,7 +364,8 @@ def test_when_the_retries_are_used_up_the_last_failure_is_raised(
         (error(400, "invalid_json"), BadRequest, 400),
         (status(401), Unauthorized, 401),
         (status(403), Forbidden, 403),
-        (status(405), HTTPError, 405),
+        (status(404), WrongAddress, 404),
+        (status(405), WrongAddress, 405),
         (error(409, "idempotency_conflict"), IdempotencyConflict, 409),
         (status(413), TooLarge, 413),
         (status(415), HTTPError, 415),
@@ -393,6 +395,14 @@ def test_a_refusal_says_what_the_daemon_said(daemon: Daemon, backend: Backend) -
     with pytest.raises(BadRequest, match="400 No") as caught:
         backend.call("s", "c")
     assert (caught.value.message, caught.value.code) == ("No.", "duplicate_key")
+
+
+def test_a_url_that_is_no_backend_s_is_told_what_one_looks_like(
+    daemon: Daemon, backend: Backend
+) -> None:
+    daemon.answers = [status(404)]
+    with pytest.raises(WrongAddress, match=r"404 .*http://HOST:5801/backend"):
+        backend.publish([])
 
 
 def test_an_error_of_the_service_names_code_index_and_field(
