@@ -388,6 +388,18 @@ test("a transformed single item is known by the key of its row", () => {
   assert.equal(holder.item, null);
 });
 
+test("a single item that was read anew is the one, and none if there was none", () => {
+  const { holder, collection } = single(row(1));
+  collection.insert(row(1), 5);
+  collection.reset([row(2)]);
+  assert.deepEqual(holder.item, row(2));
+  collection.reset([]);
+  assert.equal(holder.item, null);
+  assert.equal(collection.insert(row(1), 4), true, "what was known of versions is forgotten");
+  const untouched = single(null, { remove: () => assert.fail("there is none") });
+  untouched.collection.reset([]);
+});
+
 // ------------------------------------------------------------------ iterators
 
 const NOT_POINTING = { message: "Iterator not pointing to an item! (call next())" };
@@ -406,6 +418,16 @@ test("an array iterator walks, updates and removes", () => {
   }
   assert.deepEqual(seen, [1, 2, 3]);
   assert.deepEqual(collection.array, [row(1, { x: 1 }), row(3, { x: 1 })]);
+});
+
+test("an iterator stays at an item whose removal comes too late", () => {
+  const collection = new ArrayCollection([row(1, { v: 5 }), row(2, { v: 5 })], { version: "v" });
+  const iterator = collection.getIterator();
+  iterator.next();
+  iterator.remove(4);
+  iterator.update(row(1, { v: 6 }));
+  assert.equal(iterator.next().id, 2);
+  assert.deepEqual(collection.array, [row(1, { v: 6 }), row(2, { v: 5 })]);
 });
 
 test("an array iterator says how it is misused", () => {
