@@ -24,7 +24,7 @@ from tornado.httpclient import HTTPClientError
 
 from tests.support import valkey
 from tests.support.daemon import DaemonProcess, process
-from tests.support.fronts import Front, nginx
+from tests.support.fronts import Front, nginx, nginx_of_nodes
 from tests.support.operating import (
     SECONDS,
     Page,
@@ -306,6 +306,39 @@ async def test_nodes_are_drained_under_load_and_nobody_misses_or_repeats_a_delta
                     await grown(programs)
                 await all_arrived(pages, programs)
         assert all(set(page.ends) == {4001} for page in pages), [page.ends for page in pages]
+
+
+@pytest.mark.seconds(120)
+@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "killed"])
+async def test_behind_nginx_one_node_after_the_other_goes_and_nobody_is_refused(
+    installed: Path, authority: trustme.CA, tmp_path: Path, way: signal.Signals
+) -> None:
+    async with contextlib.AsyncExitStack() as held:
+        url = held.enter_context(valkey.running()).url
+        machines = await two(tmp_path, installed, url)
+        daemons = [await held.enter_async_context(one.serving()) for one in machines]
+        (tmp_path / "nginx").mkdir()
+        ports = [(one.frontend, one.backend) for one in machines]
+        proxy = nginx_of_nodes(tmp_path / "nginx", authority, ports)
+        front, door = await held.enter_async_context(proxy)
+        with Backend(door, machines[0].key()) as backend:
+            tokens = [backend.authorize(ALL) for _ in range(8)]
+        pages = [Page([front.url("/ws", "wss")], token, front.context) for token in tokens]
+        programs = [Program(n, [door], machines[0].key()) for n in ("a", "b")]
+        async with following(pages):
+            with publishing(programs):
+                for machine, daemon in zip(machines, daemons, strict=True):
+                    await grown(programs)
+                    daemon.child.send_signal(way)
+                    await daemon.ended()
+                    await grown(programs)
+                    await held.enter_async_context(machine.serving())
+                    await until(lambda: all(page.live for page in pages))
+                await all_arrived(pages, programs)
+        assert [program.refused for program in programs] == [{}, {}]
+        assert all(page.ends and not page.refused for page in pages)
+        if way == signal.SIGTERM:
+            assert {code for page in pages for code in page.ends} == {4001}
 
 
 async def two(folder: Path, installed: Path, engine: str) -> list[Machine]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 import trustme
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from syncserver.config import Config
-from tests.support.daemon import Daemon, Peer, serving, settings, until
-from tests.support.fronts import DEPLOY, PROXIES, Front, Proxy, caddyfile, needs
+from tests.support import valkey
+from tests.support.daemon import KEY, Daemon, Peer, call_body, serving, settings, until
+from tests.support.fronts import DEPLOY, PROXIES, Front, Proxy, caddyfile, needs, nginx_of_nodes
+from tests.support.operating import free_ports
 from tests.test_events import ALL, insert
 
 TEXTS = 5
@@ -185,3 +188,69 @@ async def reloaded(folder: Path) -> None:
     )
     _, said = await child.communicate()
     assert child.returncode == 0, said.decode()
+
+
+# Two nodes.
+
+
+@asynccontextmanager
+async def nodes(
+    folder: Path, authority: trustme.CA
+) -> AsyncIterator[tuple[Sequence[Daemon], Front, str]]:
+    """Run two daemons on one store, and nginx before them; the last is the web app's door."""
+    config = replace(behind_proxy(), engine=valkey.shared().url)
+    config = replace(config, limits=replace(config.limits, disconnect_seconds=0.1))
+    numbers = free_ports(4)
+    ports = list(zip(numbers[::2], numbers[1::2], strict=True))
+    one, other = [
+        replace(
+            config,
+            frontend=replace(config.frontend, port=frontend),
+            backend=replace(config.backend, port=backend),
+        )
+        for frontend, backend in ports
+    ]
+    async with (
+        serving(config=one) as first,
+        serving(config=other) as second,
+        nginx_of_nodes(folder, authority, ports) as (front, door),
+    ):
+        yield (first, second), front, door
+
+
+async def status_of(door: str, **headers: str) -> int:
+    """Make a call by way of the web app's door."""
+    body = call_body("datasync_backend", "publishDeltas", {"deltas": [insert(1)]})
+    head = {"X-Backend-Key": KEY, "Content-Type": "application/json", **headers}
+    request = HTTPRequest(door, method="POST", body=body, headers=head)
+    return (await AsyncHTTPClient().fetch(request, raise_error=False)).code
+
+
+async def test_a_node_that_drains_is_passed_over(tmp_path: Path, authority: trustme.CA) -> None:
+    async with nodes(tmp_path, authority) as ((one, other), front, door):
+        one.frontend.draining = one.backend.draining = True
+        for number in range(TEXTS):
+            await (await front.connect()).close()
+            token = json.dumps({"token": await other.authorize(ALL)})
+            opened = await front.request("/events", token, Content_Type="application/json")
+            assert opened.code == 200
+            polled = await front.request(f"/ws/sockjs/000/{number}/xhr", "")
+            assert (polled.code, polled.body) == (200, b"o\n")
+            assert await status_of(door, **{"Idempotency-Key": f"{tmp_path}-{number}"}) == 200
+        plain = [await status_of(door) for _ in range(TEXTS)]
+        assert set(plain) == {200, 503}, "without a key the caller is to decide"
+
+
+async def test_a_node_that_is_not_there_is_passed_over_and_met_when_it_is_back(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    async with nodes(tmp_path, authority) as ((one, other), front, door):
+        for gone in (one, other):  # without a moment between them
+            for place in gone.server._doors.values():
+                place.stop()
+            for _ in range(TEXTS):
+                await (await front.connect()).close()
+                assert await status_of(door) == 200
+            for place in gone.server._doors.values():
+                place.open()
+        assert await status_of(door) == 200

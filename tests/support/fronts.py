@@ -193,6 +193,32 @@ async def nginx(
         yield Front(port, folder / "ca.pem")
 
 
+@asynccontextmanager
+async def nginx_of_nodes(
+    folder: Path, authority: trustme.CA, nodes: Sequence[tuple[int, int]]
+) -> AsyncIterator[tuple[Front, str]]:
+    """Run nginx before two nodes, with the how-to's files; give the web app's door too.
+
+    :param nodes: the ports of frontend and backend of each.
+    """
+    port, door = free_port(), free_port()
+    upstream = (DEPLOY / "nginx.conf").read_text("utf-8")
+    upstream = upstream[upstream.index("upstream") : upstream.index("\nserver {")]
+    places = {
+        **certified(folder, authority),
+        upstream: "",
+        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+        "proxy_pass http://127.0.0.1:8000": "return 204",
+    }
+    addresses = {"listen 127.0.0.1:5801": f"listen 127.0.0.1:{door}"}
+    for number, (frontend, backend) in enumerate(nodes, 1):
+        addresses[f"10.0.0.{number}:5800"] = f"127.0.0.1:{frontend}"
+        addresses[f"10.0.0.{number}:5801"] = f"127.0.0.1:{backend}"
+    text = replaced("nginx-nodes.conf", addresses) + replaced("nginx.conf", places)
+    async with nginx_with(folder, text, lambda: is_open(port) and is_open(door)):
+        yield Front(port, folder / "ca.pem"), f"http://127.0.0.1:{door}/backend"
+
+
 _CADDY_OF_A_TEST = """{
 	admin unix/%(folder)s/admin
 	default_bind 127.0.0.1

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from syncserver_client import Backend, BackendError
-from tornado.httpclient import HTTPError
+from tornado.httpclient import HTTPError, HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
 from tests.support.leaks import NOTED
@@ -146,13 +147,20 @@ class Page:
     """A page that follows all tasks as the client library does.
 
     It applies what it gathered when a position comes, and goes on there after a lost connection, at
-    the next of its doors. ``rows`` is what was applied, in order; ``ends`` has the close codes.
+    the next of its doors. ``rows`` is what was applied, in order; ``ends`` has the close codes,
+    ``refused`` what a door answered in place of a connection.
+
+    :param trust: whose certificates it believes, where doors begin with ``wss``.
     """
 
-    def __init__(self, doors: Sequence[str], token: str) -> None:
+    def __init__(
+        self, doors: Sequence[str], token: str, trust: ssl.SSLContext | None = None
+    ) -> None:
         NOTED.note(token)
         self.rows: list[tuple[str, int]] = []
         self.ends: Counter[int | None] = Counter()
+        self.refused: Counter[str] = Counter()
+        self._trust = trust
         self.live = False
         self._doors = list(doors)
         self._token = token
@@ -163,8 +171,10 @@ class Page:
         """Be connected until it is cancelled."""
         while True:
             try:
-                connection = await websocket_connect(self._doors[0], connect_timeout=SECONDS)
-            except GONE:
+                door = HTTPRequest(self._doors[0], connect_timeout=SECONDS, ssl_options=self._trust)
+                connection = await websocket_connect(door)
+            except GONE as error:
+                self.refused[str(error)] += 1
                 self._doors.append(self._doors.pop(0))
                 await asyncio.sleep(0.02)
                 continue
