@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from syncserver.batchframes import BatchFrames
 from syncserver.counters import Activity
 from syncserver.delta import Delta
 from syncserver.errors import CloseCode
@@ -11,7 +12,7 @@ from syncserver.peers import Peers
 from syncserver.position import Position
 from syncserver.protocols.base import Frame
 from syncserver.publishing import Publisher
-from syncserver.views import FrameCache, Seen, View, Views
+from syncserver.views import Seen, View, Views
 
 logger = logging.getLogger("syncserver.subscriptions")
 
@@ -31,7 +32,7 @@ class Delivery:
         self._peers = peers
         self._publisher = publisher
         self._activity = activity
-        self._kept: tuple[FrameCache, View, Seen] | None = None
+        self._kept: tuple[BatchFrames, View, Seen] | None = None
 
     def deliver(self, deltas: tuple[Delta, ...]) -> set[View]:
         """Put a batch in the outboxes of whom it concerns; return the views that failed on it.
@@ -39,7 +40,7 @@ class Delivery:
         ``put_kept`` is to be called before anything else is told, and ``turn_ended`` at the end.
         """
         narrowed = self._views.narrow(deltas)
-        frames = FrameCache(self._service, deltas)
+        frames = BatchFrames(self._service, deltas)
         self._activity.deltas += len(deltas)
         alone = len(narrowed.seen) == 1 and not narrowed.failed
         for view, changes in narrowed.seen.items():
@@ -60,7 +61,7 @@ class Delivery:
         self.put_kept(cursor)
         self._peers.tell_due(cursor)
 
-    def _put(self, frames: FrameCache, view: View, seen: Seen, cursor: Position | None) -> None:
+    def _put(self, frames: BatchFrames, view: View, seen: Seen, cursor: Position | None) -> None:
         subscribers = view.subscribers
         if not subscribers:
             return

@@ -14,6 +14,7 @@ import asyncio
 import logging
 
 from syncserver import entries
+from syncserver.batchframes import BatchFrames
 from syncserver.config import Limits
 from syncserver.delta import Delta
 from syncserver.errors import (
@@ -28,7 +29,7 @@ from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
 from syncserver.protocols.base import Frame
 from syncserver.stream import Record, Stream
-from syncserver.views import FrameCache, Views
+from syncserver.views import Views
 
 logger = logging.getLogger("syncserver.subscriptions")
 
@@ -109,7 +110,7 @@ class Joining:
                     raise Refetch(RefetchReason.REQUESTED)
 
     def _replay_batch(self, subscription: Subscription, deltas: tuple[Delta, ...]) -> None:
-        frames = FrameCache(self._service, deltas)
+        frames = BatchFrames(self._service, deltas)
         session = subscription.peer.session
         texts: list[bytes] = []
         for view in subscription.views:

@@ -56,7 +56,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "transport",
         "wheel",
     ),
-    ("views", "claims", "delivery", "peers", "publishing", "tickets", "joining", "subscriptions"),
+    (
+        "views",
+        "batchframes",
+        "claims",
+        "delivery",
+        "peers",
+        "publishing",
+        "tickets",
+        "joining",
+        "subscriptions",
+    ),
     ("services/",),
     ("registry",),
     ("handlers/",),
@@ -119,6 +129,9 @@ STANDS_ON = {
     ("session", "flusher"),
     ("session", "transport"),
     ("peers", "views"),  # a subscription is attached to views
+    ("batchframes", "views"),  # what they see of a batch is made into frames
+    ("delivery", "batchframes"),
+    ("joining", "batchframes"),
     ("delivery", "peers"),
     ("delivery", "publishing"),  # a publish is timed until what was put for it has left
     ("delivery", "views"),

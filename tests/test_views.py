@@ -20,11 +20,8 @@ from syncserver.dealers import (
 from syncserver.delta import Delta, Row
 from syncserver.errors import InvalidQuery
 from syncserver.grants import ItemSpec
-from syncserver.protocols.base import Change, Event, Protocol
-from syncserver.protocols.native import NativeProtocol
-from syncserver.views import FrameCache, View, Views
+from syncserver.views import View, Views
 from tests.conftest import ExpectedLog
-from tests.support.toy import ToyProtocol
 
 
 class Fragile(Dealer):
@@ -376,64 +373,3 @@ def test_only_the_views_of_faulty_items_fail(expected_log: ExpectedLog) -> None:
     with pytest.raises(LookupError, match="cannot tell"):
         made.replay(bad, [insert(k=2)])
     assert made.replay(good, [insert(k=2)]) == ((0, "insert"),)
-
-
-# Frames.
-
-
-class Counting(NativeProtocol):
-    """Counts what it encodes, over all its objects."""
-
-    encoded: list[Event] = []  # noqa: RUF012
-
-    def encode(self, event: Event) -> tuple[bytes, ...]:
-        self.encoded.append(event)
-        return super().encode(event)
-
-
-class CountingElse(Counting):
-    """Another protocol."""
-
-
-@pytest.fixture
-def encoded() -> list[Event]:
-    Counting.encoded.clear()
-    return Counting.encoded
-
-
-DELTAS = [update({"n": 1}, {"n": 2}), insert(n=3)]
-
-
-def test_each_event_is_encoded_once_however_many_views_and_sessions_get_it(
-    encoded: list[Event],
-) -> None:
-    cache = FrameCache("s", DELTAS)
-    for seen in (((0, "update"),), ((0, "update"), (1, "insert")), ((1, "insert"),)):
-        for _ in range(50):  # views
-            frame_for = cache.of_view(None, seen)  # type: ignore[arg-type]
-            frames = {id(frame_for(Counting())) for _ in range(20)}
-            assert len(frames) == 1
-    assert len(encoded) == 2
-    cache.of_view(None, ((0, "delete"),))(Counting())
-    cache.of_view("tag", ((0, "update"),))(Counting())
-    cache.of_view(None, ((0, "update"),))(CountingElse())
-    assert len(encoded) == 5
-
-
-def test_a_frame_holds_what_its_view_sees_in_order() -> None:
-    cache = FrameCache("s", DELTAS)
-    seen = ((0, "delete"), (1, "insert"))
-    frame = cache.frame(NativeProtocol(), "t", seen)  # type: ignore[arg-type]
-    events = [Change("s", DELTAS[0].narrowed("delete"), "t"), Change("s", DELTAS[1], "t")]
-    assert frame.texts == tuple(text for e in events for text in NativeProtocol().encode(e))
-    assert frame is cache.of_view("t", seen)(NativeProtocol())  # type: ignore[arg-type]
-
-
-def test_a_protocol_that_is_not_shared_encodes_for_each_session() -> None:
-    cache = FrameCache("s", DELTAS)
-    frame_for = cache.of_view(None, ((0, "update"), (1, "insert")))
-    sessions: list[Protocol] = [ToyProtocol(), ToyProtocol()]
-    for start in (1, 3):
-        for session in sessions:
-            texts = frame_for(session).texts
-            assert [text[:2] for text in texts] == [b"%d|" % start, b"%d|" % (start + 1)]
