@@ -11,6 +11,7 @@ import enum
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from syncserver.announcing import announce
 from syncserver.config import Limits
 from syncserver.errors import RPCError
 from syncserver.position import Position
@@ -66,6 +67,10 @@ class Peer:
         self.resumable = 0
         self.unsettled = 0
         self.told: Position | None = None
+
+    def tell(self, event: Event) -> None:
+        """Tell what others are told too; never raises."""
+        announce(self.session, event)
 
 
 class Peers:
@@ -187,8 +192,11 @@ class Peers:
         if peer.told is cursor or peer.unsettled or not peer.resumable:
             return
         peer.told = cursor
-        session = peer.session
-        session.put(self.position_frame(session.protocol, cursor))
+        protocol = peer.session.protocol
+        if protocol.shared:
+            peer.session.put(self.position_frame(protocol, cursor))
+        else:
+            peer.tell(PositionReached(self._service, str(cursor)))
 
     def tell_progress(self, subscription: Subscription, position: Position) -> None:
         """Tell the peer of a joining subscription how far it has come, if it has no other.
@@ -203,7 +211,7 @@ class Peers:
     def tell_all(self, event: Event) -> None:
         """Tell one event to every peer."""
         for peer in self:
-            peer.session.tell(event)
+            peer.tell(event)
 
     def position_frame(self, protocol: Protocol, cursor: Position) -> Frame:
         """Return the frame that tells ``cursor``; shared unless the protocol is not."""

@@ -287,7 +287,7 @@ class Subscriptions:
             notice = RefetchNotice
             self._activity.refetches.add(reason)
         told = notice(self._service, subscription.token, reason, subscription.named_views)
-        subscription.peer.session.tell(told)
+        subscription.peer.tell(told)
 
     def _detach(self, subscription: Subscription) -> None:
         if subscription.state is not State.LIVE:  # its siblings may wait for their position

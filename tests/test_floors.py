@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "accepting",
         "addresses",
+        "announcing",
         "client",
         "flusher",
         "gate",
@@ -125,6 +126,7 @@ STANDS_ON = {
     ("reorder", "entries"),  # late deltas are rewritten in the entries they came in
     ("gate", "addresses"),
     ("siblings", "gate"),
+    ("announcing", "session"),
     ("pressure", "session"),
     ("session", "flusher"),
     ("session", "transport"),

@@ -290,8 +290,9 @@ async def test_what_is_taken_of_a_program_is_delivered_however_deep_it_is(
     await service.engine.close()
 
 
-async def test_a_protocol_that_fails_on_a_message_ends_its_own_session_alone(
-    expected_log: ExpectedLog,
+@pytest.mark.parametrize("what", ["message", "staleness"])
+async def test_a_protocol_that_fails_on_what_all_are_told_ends_its_own_session_alone(
+    what: str, expected_log: ExpectedLog
 ) -> None:
     service = PubSubService("pubsub")
     registry = ServiceRegistry([service])
@@ -299,8 +300,11 @@ async def test_a_protocol_that_fails_on_a_message_ends_its_own_session_alone(
     peers = [MemoryPeer(registry, kind) for kind in kinds]
     for peer in peers:
         await peer.call("pubsub", "subscribe", channel=1)
-    with expected_log("syncserver.pubsub", "cannot be told"):
-        await service.do_publish(1, "x")
+    with expected_log("syncserver.session", "cannot be told"):
+        if what == "message":
+            await service.do_publish(1, "x")
+        else:
+            service.freshness(stale=True)
         await turns()
     assert [len(peer.take()) for peer in peers] == [1, 0, 1]
     assert [peer.closed for peer in peers] == [None, (CloseCode.INTERNAL, ""), None]

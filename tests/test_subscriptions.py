@@ -25,7 +25,7 @@ from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from tests.conftest import ExpectedLog
 from tests.support.calls import MemoryPeer, backend_call, turns
 from tests.support.delayed import dither
-from tests.support.toy import FailingProtocol, ToyProtocol
+from tests.support.toy import FailingBesides, FailingProtocol, ToyProtocol
 from tests.support.virtual import on_virtual_time
 
 LIMITS = Limits(retention_seconds=10_000, tail_bytes=0)  # so that who joins asks the engine
@@ -354,20 +354,35 @@ async def test_a_protocol_that_is_not_shared_makes_no_position_that_has_to_wait(
         assert peer.told() == ["response 2", "position 2"], "numbered without a gap"
 
 
-async def test_a_protocol_that_fails_on_a_delta_ends_its_own_session_alone(
-    expected_log: ExpectedLog,
+@pytest.mark.parametrize(
+    ("what", "kind", "told"),
+    [
+        ("delta", FailingProtocol, ["delta 1", "position 1"]),
+        ("position", FailingBesides, ["delta 1", "delta 1", "position 1"]),
+        ("staleness", FailingProtocol, ["stale"]),
+        ("refetch", FailingProtocol, ["refetch requested"]),
+    ],
+)
+async def test_a_protocol_that_fails_on_what_all_are_told_ends_its_own_session_alone(
+    what: str, kind: type[Protocol], told: list[str], expected_log: ExpectedLog
 ) -> None:
     async with running() as node:
-        peers = [node.peer(kind) for kind in (ToyProtocol, FailingProtocol, NativeProtocol)]
+        peers = [node.peer(protocol) for protocol in (ToyProtocol, kind, NativeProtocol)]
+        lists = [1, 2] if what == "position" else [1]  # with two views it is told by itself
         for peer in peers:
-            await peer.acquire(await node.grant(1))
-        with expected_log("syncserver.subscriptions", "cannot be told"):
-            await node.publish(1)
-        assert [peer.told() for peer in peers] == [
-            ["delta 1", "position 1"],
-            [],
-            ["delta 1", "position 1"],
-        ]
+            for one in lists:
+                await peer.acquire(await node.grant(one))
+            peer.told()
+        who = "subscriptions" if what == "delta" else "session"
+        with expected_log(f"syncserver.{who}", "cannot be told"):
+            if what == "staleness":
+                node.stream.went_stale()
+            elif what == "refetch":
+                await node.call("requestRefetch", model="Row")
+            else:
+                await node.publish(*lists)
+            await turns()
+        assert [peer.told() for peer in peers[::2]] == [told, told]
         assert [peer.closed for peer in peers] == [None, (CloseCode.INTERNAL, ""), None]
 
 

@@ -10,12 +10,13 @@ import logging
 from typing import Any, NamedTuple
 
 from syncserver import canonical, strict_json
+from syncserver.announcing import announce
 from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.counters import Activity, Standing
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
-from syncserver.errors import CloseCode, RefetchReason, RPCError
+from syncserver.errors import RefetchReason, RPCError
 from syncserver.protocols.base import Frame, Freshness, Notification, Protocol
 from syncserver.publishing import Publisher
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
@@ -169,7 +170,7 @@ class PubSubService(RPCService):
         frames: dict[type[Protocol], Frame] = {}
         for session in subscribers:
             if not session.protocol.shared:
-                _tell(session, event)
+                announce(session, event)
                 continue
             frame = frames.get(type(session.protocol))
             if frame is None:
@@ -191,7 +192,7 @@ class PubSubService(RPCService):
     def freshness(self, *, stale: bool) -> None:
         """Tell all subscribers that the log is out of reach, or back."""
         for session in tuple(self._channels):
-            session.tell(Freshness(self.name, stale))
+            announce(session, Freshness(self.name, stale))
 
     def _discard(self, client: Session, key: bytes) -> None:
         subscribers = self._subscribers[key]
@@ -214,15 +215,6 @@ class PubSubBackend(RPCService):
         await self._frontend.do_publish(
             channel, message, idempotency_key=req.client.idempotency_key
         )
-
-
-def _tell(session: Session, event: Notification) -> None:
-    """Tell a peer whose protocol has a state of its own; if it fails, the others go on."""
-    try:
-        session.tell(event)
-    except Exception:
-        logger.exception("A message cannot be told to %s", session)
-        session.abort(CloseCode.INTERNAL)
 
 
 def _decode(data: bytes) -> _Published | None:

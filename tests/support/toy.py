@@ -6,13 +6,16 @@ shares what is not to be shared, or leaves out a session, is found out.
 
 from __future__ import annotations
 
+from typing import Any
+
 from syncserver.protocols.base import (
+    Acquired,
     Change,
     Command,
     Event,
     Message,
-    Notification,
     Protocol,
+    Reply,
 )
 from syncserver.protocols.native import NativeProtocol
 
@@ -38,9 +41,17 @@ class ToyProtocol(Protocol):
 
 
 class FailingProtocol(ToyProtocol):
-    """The same, with a state in which it can tell nothing but answers."""
+    """The same, with a state in which it can tell nothing that others are told too."""
+
+    able: tuple[type[Any], ...] = (Acquired, Reply)
 
     def encode(self, event: Event) -> tuple[bytes, ...]:
-        if isinstance(event, Change | Notification):
+        if not isinstance(event, self.able):
             raise RuntimeError("a state of its own that is wrong")
         return super().encode(event)
+
+
+class FailingBesides(FailingProtocol):
+    """One that can tell changes as well."""
+
+    able = (*FailingProtocol.able, Change)
