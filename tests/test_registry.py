@@ -13,7 +13,7 @@ from syncserver.services.base import Request, RPCService, Service, rpc_command
 from syncserver.session import Client
 from tests.conftest import ExpectedLog
 from tests.support.calls import MemoryPeer, turns
-from tests.support.daemon import Peer, serving
+from tests.support.daemon import Peer, serving, until
 
 
 class Echo(Service):
@@ -41,17 +41,29 @@ class Patient(Service):
         self.send_message_to(client, msg)
 
 
-class Fragile(Service):
-    """Fails at whatever it is told."""
-
-    def process_message_from(self, client: Client, msg: Any) -> None:
-        raise LookupError("the password is swordfish")
+class Fragile(Echo):
+    """Fails at who comes and goes."""
 
     def client_connected(self, client: Client) -> None:
         raise RuntimeError("no room")
 
     def client_disconnected(self, client: Client) -> None:
         raise RuntimeError("never let go")
+
+
+class FragileAtOnce(Service):
+    """Fails at what it is sent, and at nothing else."""
+
+    def process_message_from(self, client: Client, msg: Any) -> None:
+        raise LookupError("the password is swordfish")
+
+
+class FragileLater(Service):
+    """The same, when it has waited."""
+
+    async def process_message_from(self, client: Client, msg: Any) -> None:
+        await asyncio.sleep(0)
+        raise LookupError("the password is swordfish")
 
 
 class Adder(RPCService):
@@ -155,18 +167,28 @@ async def test_s13_a_binary_message_is_read_as_the_text_it_holds(payload: Any) -
         assert json.loads(text) == {"service": "echo", "message": payload}
 
 
+@pytest.mark.parametrize("kind", [FragileAtOnce, FragileLater])
 async def test_a_service_that_fails_on_a_message_answers_and_disturbs_nobody(
-    expected_log: ExpectedLog,
+    kind: type[Service], expected_log: ExpectedLog
 ) -> None:
-    async with serving(Echo(), backend=[Fragile("fragile")]) as daemon:
+    failure = {
+        "type": "error",
+        "callId": 3,
+        "message": "Internal error",
+        "code": "internal_error",
+    }
+    async with serving(Echo(), backend=[kind("fragile")]) as daemon:
         with expected_log("syncserver.registry", 'Service "fragile" failed on a message'):
             response = await daemon.request(body='{"service": "fragile", "message": {"callId": 3}}')
-        assert json.loads(response.body)["message"] == {
-            "type": "error",
-            "callId": 3,
-            "message": "Internal error",
-            "code": "internal_error",
-        }
+        assert json.loads(response.body)["message"] == failure
+        daemon.frontend.register_service(kind("fragile too"))
+        peer = MemoryPeer(daemon.frontend)
+        with expected_log("syncserver.registry", 'Service "fragile too" failed on a message'):
+            peer.send("fragile too", {"callId": 3})
+            peer.send("echo", 1)
+            await until(lambda: len(peer.texts) == 2)
+        assert [envelope["message"] for envelope in peer.take()] == [failure, 1]
+        peer.session.connection_lost()
 
 
 async def test_a_service_that_fails_as_clients_come_and_go_keeps_nobody_out(
@@ -271,6 +293,22 @@ def test_a_registry_knows_its_services_by_name() -> None:
         registry.register_service(Echo("one"))
     registry.unregister_service(one)
     assert registry.registered_services == {"other": other}
+
+
+async def test_a_registry_opens_and_closes_all_its_services() -> None:
+    told = []
+
+    class Doors(Echo):
+        async def open(self) -> None:
+            told.append(f"{self.name} opens")
+
+        async def close(self) -> None:
+            told.append(f"{self.name} closes")
+
+    registry = ServiceRegistry([Doors("a"), Doors("b")])
+    await registry.open()
+    await registry.close()
+    assert told == ["a opens", "b opens", "a closes", "b closes"]
 
 
 async def test_a_service_that_is_unregistered_is_unknown_from_then_on() -> None:
