@@ -28,7 +28,8 @@ from syncserver.errors import (
 from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
 from syncserver.protocols.base import Frame
-from syncserver.stream import Record, Stream
+from syncserver.stream import Stream
+from syncserver.tail import Record
 from syncserver.views import Views
 
 logger = logging.getLogger("syncserver.subscriptions")

@@ -1,4 +1,4 @@
-"""A node's place in one stream: its cursor, and the decoded tail behind it.
+"""A node's place in one stream: its cursor, and the decoded tail behind it (``tail``).
 
 All that a node delivers passes here, one entry after the other, whoever
 published it. Each entry must follow the one before: same epoch, next offset, and
@@ -17,12 +17,12 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from syncserver.engines.base import Engine, Entry
 from syncserver.errors import PositionLost, RefetchReason, Unavailable
 from syncserver.position import Position
+from syncserver.tail import Record, Tail
 
 logger = logging.getLogger("syncserver.stream")
 
@@ -31,16 +31,6 @@ _RETRY_SECONDS = 0.5
 _ENTRY_OVERHEAD_BYTES = 300
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Record(Generic[T]):
-    """A decoded entry; ``size`` is what it counts for in the tail."""
-
-    position: Position
-    previous: str
-    value: T
-    size: int
 
 
 class Follower(Protocol[T]):
@@ -84,17 +74,12 @@ class Stream(Generic[T]):
         self.cursor = Position.start()
         self.stale = False
         self.passed_bytes = 0
+        self.tail: Tail[T] = Tail(tail_bytes)
         self._engine = engine
         self._follower = follower
         self._decode = decode
         self._settle = settle
-        self._tail_bytes = tail_bytes
         self._past_seconds = past_seconds
-        self._tail: dict[int, Record[T]] = {}
-        self._tail_first = 1
-        self.tail_size = 0
-        self._settled: dict[Position, Record[T]] = {}
-        self._settled_size = 0
         self._stop: Callable[[], None] | None = None
         self._opening: asyncio.Future[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
@@ -124,9 +109,9 @@ class Stream(Generic[T]):
         What the tail holds comes without suspending. What does not come from
         there may be ahead of the cursor.
         """
-        if self._in_tail(after):
-            last = min(self.cursor.offset, after.offset + limit)
-            return [self._tail[offset] for offset in range(after.offset + 1, last + 1)]
+        held = self.tail.read(after, self.cursor, limit)
+        if held is not None:
+            return held
         entries = await self._engine.read(self.name, after, limit)
         return [self._record(entry) for entry in entries]
 
@@ -187,9 +172,7 @@ class Stream(Generic[T]):
 
     def _stand_at(self, position: Position) -> None:
         self.cursor = position
-        self._tail.clear()
-        self._tail_first = position.offset + 1
-        self.tail_size = 0
+        self.tail.begin(position)
 
     def _accept(self, entry: Entry) -> bool:
         cursor, position = self.cursor, entry.position
@@ -207,47 +190,22 @@ class Stream(Generic[T]):
             settled = self._settle(record.value)
             if settled is not record.value:
                 record = Record(record.position, record.previous, settled, record.size)
-                self._remember(record)
+                self.tail.remember(record)
         self.cursor = record.position
         self.passed_bytes += record.size
-        self._keep(record)
+        self.tail.add(record)
         try:
             self._follower.deliver(record)
         except Exception:
             logger.exception("An entry of %s was not delivered", self.name)
             self._follower.lost(RefetchReason.FILTER_FAILED)
 
-    def _remember(self, record: Record[T]) -> None:
-        """Keep what was settled otherwise than it stands in the log, for replays from there."""
-        self._settled[record.position] = record
-        self._settled_size += record.size
-        while self._settled_size > self._tail_bytes:
-            self._settled_size -= self._settled.pop(next(iter(self._settled))).size
-
     def _record(self, entry: Entry) -> Record[T]:
-        settled = self._settled.get(entry.position)
+        settled = self.tail.settled(entry.position)
         if settled is not None:
             return settled
         size = len(entry.data) + _ENTRY_OVERHEAD_BYTES
         return Record(entry.position, entry.previous, self._decode(entry.data), size)
-
-    def _keep(self, record: Record[T]) -> None:
-        self._tail[record.position.offset] = record
-        self.tail_size += record.size
-        while self.tail_size > self._tail_bytes:
-            self.tail_size -= self._tail.pop(self._tail_first).size
-            self._tail_first += 1
-
-    def _in_tail(self, after: Position) -> bool:
-        cursor = self.cursor
-        if after.epoch != cursor.epoch or not self._tail:
-            return False
-        if not self._tail_first - 1 <= after.offset <= cursor.offset:
-            return False
-        following = self._tail.get(after.offset + 1)
-        if after.mark != (following.previous if following else cursor.mark):
-            raise PositionLost(RefetchReason.FORK)
-        return True
 
     def _turn_ended(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.cursor.offset:

@@ -7,16 +7,13 @@
                   |     CONDEMNED (will be told to fetch again) -> GONE
                   +-> GONE (with an error, which answers the acquire)
 
-``joining`` has the way to LIVE. A subscription that ends unasked is told so:
-``refetch`` with a reason, or ``ended``. Its grant is let go of with it: dropped
-after a refetch or a cancel, kept for ``resume_seconds`` after a lost connection.
+``joining`` has the way to LIVE, ``ending`` the one to GONE.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from syncserver import entries
@@ -24,6 +21,7 @@ from syncserver.claims import Claim, Claims
 from syncserver.config import Limits
 from syncserver.counters import Activity
 from syncserver.delivery import Delivery
+from syncserver.ending import Ending
 from syncserver.engines.base import Engine, Taken
 from syncserver.errors import (
     AlreadyAcquired,
@@ -38,16 +36,15 @@ from syncserver.grants import GrantBody
 from syncserver.joining import Joining
 from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
-from syncserver.protocols.base import Ended, Freshness, RefetchNotice
+from syncserver.protocols.base import Freshness
 from syncserver.publishing import Publisher
 from syncserver.session import Session
-from syncserver.stream import Record, Stream
+from syncserver.stream import Stream
+from syncserver.tail import Record
 from syncserver.tasks import Tasks
 from syncserver.views import View, Views
 
 logger = logging.getLogger("syncserver.subscriptions")
-
-_REFETCH_TICK_SECONDS = 0.1
 
 
 class Subscriptions:
@@ -84,7 +81,16 @@ class Subscriptions:
         self._views = views
         self._claims = Claims(engine, limits)
         self._limits = limits
-        self._condemned: deque[Subscription] = deque()
+        self._ending = Ending(
+            service,
+            self.stream,
+            views,
+            self.peers,
+            claims=self._claims,
+            limits=limits,
+            activity=activity,
+            turn_ended=self.turn_ended,
+        )
         self._tasks = Tasks(service)
         self._is_kept = False
 
@@ -99,6 +105,7 @@ class Subscriptions:
     async def close(self) -> None:
         """Stop following; what is under way is given up."""
         self._tasks.close()
+        self._ending.close()
         await self.stream.close()
 
     # Called by the service, for one session at a time.
@@ -120,7 +127,7 @@ class Subscriptions:
             await self._joining.join(subscription, position or taken.grant.position)
         except BaseException as error:
             if subscription.state is not State.GONE:
-                self._detach(subscription)
+                self._ending.detach(subscription)
                 lost = isinstance(error, Refetch)
                 await self._claims.let_go(Claim(token, taken.take, kept=not lost))
             raise
@@ -138,20 +145,20 @@ class Subscriptions:
         subscription = self.peers.get(session).subscriptions.get(token)
         if subscription is None:
             raise NoSuchSubscription
-        self._detach(subscription)
+        self._ending.detach(subscription)
         await self._claims.let_go(Claim(token, subscription.take, kept=False))
 
     def disconnected(self, session: Session) -> None:
         """Let go of the session's subscriptions; those that can be resumed are kept a while."""
         gone = list(self.peers.get(session).subscriptions.values())
         for subscription in gone:
-            self._detach(subscription)
-            self._let_go(subscription, kept=subscription.resumable)
+            self._ending.detach(subscription)
+            self._ending.let_go(subscription, kept=subscription.resumable)
 
     def end_views(self, views: Iterable[View], reason: RefetchReason) -> None:
         """End whoever has one of these views."""
         for subscription in self.peers.of_views(set(views)):
-            self._end(subscription, Refetch(reason))
+            self._ending.end(subscription, Refetch(reason))
 
     # Called by the stream, as its follower.
 
@@ -166,12 +173,13 @@ class Subscriptions:
             case entries.TakenOver(token, take):
                 for subscription in self.peers.of_token(token):
                     if subscription.take < take:
-                        self._end(subscription, TakenOver())
+                        self._ending.end(subscription, TakenOver())
             case entries.Revoked(token):
                 for subscription in self.peers.of_token(token):
-                    self._end(subscription, Refetch(RefetchReason.REVOKED))
+                    self._ending.end(subscription, Refetch(RefetchReason.REVOKED))
             case entries.RefetchRequested(model, items):
-                self._condemn(self._views.concerned(model, items))
+                for subscription in self.peers.of_views(self._views.concerned(model, items)):
+                    self._ending.condemn(subscription)
 
     def turn_ended(self) -> None:
         """Tell the position to those who were sent something in this turn."""
@@ -183,7 +191,7 @@ class Subscriptions:
         self._delivery.put_kept()
         self.publisher.forget()
         for subscription in self.peers.subscriptions():
-            self._end_in_turn(subscription, reason)
+            self._ending.end_in_turn(subscription, reason)
 
     def freshness(self, *, stale: bool) -> None:
         """Tell all peers that the log is out of reach, or back."""
@@ -192,7 +200,7 @@ class Subscriptions:
 
     def _expired(self, token: str) -> None:
         for subscription in self.peers.of_token(token):
-            self._end_in_turn(subscription, RefetchReason.EXPIRED)
+            self._ending.end_in_turn(subscription, RefetchReason.EXPIRED)
 
     # The steps of an acquire.
 
@@ -223,78 +231,3 @@ class Subscriptions:
         subscription = Subscription(peer, token, taken.take, views, resumable=resumable)
         self.peers.add(subscription)
         return subscription
-
-    # Live.
-
-    def _condemn(self, views: set[View]) -> None:
-        for subscription in self.peers.of_views(views):
-            if subscription.state is State.JOINING:
-                self._end(subscription, Refetch(RefetchReason.REQUESTED))
-            elif subscription.state is State.LIVE:
-                self.peers.condemn(subscription)
-                self._execute_later(subscription)
-
-    def _execute_later(self, subscription: Subscription) -> None:
-        self._condemned.append(subscription)
-        if len(self._condemned) == 1:
-            asyncio.get_running_loop().call_soon(self._execute_some)
-
-    def _execute_some(self) -> None:
-        """Tell some of the condemned, so that a database is not asked by all at once."""
-        most = max(1, round(self._limits.refetch_per_second * _REFETCH_TICK_SECONDS))
-        for _ in range(min(most, len(self._condemned))):
-            subscription = self._condemned.popleft()
-            if subscription.state is State.CONDEMNED:
-                self._end(subscription, Refetch(RefetchReason.REQUESTED))
-            elif subscription.is_untold:
-                self._tell_end(subscription)
-        self.peers.tell_due(self.stream.cursor)
-        if self._condemned:
-            asyncio.get_running_loop().call_later(_REFETCH_TICK_SECONDS, self._execute_some)
-
-    # The end.
-
-    def _end(self, subscription: Subscription, error: RPCError) -> None:
-        """End a subscription unasked: its joiner raises ``error``, or its peer is told."""
-        if subscription.state is State.GONE:
-            return
-        joining = subscription.state is State.JOINING
-        self._drop(subscription, error)
-        if not joining:
-            self._tell_end(subscription)
-
-    def _end_in_turn(self, subscription: Subscription, reason: RefetchReason) -> None:
-        """End a subscription now, and tell its peer when it is its turn to fetch again."""
-        if subscription.state is State.JOINING:
-            self._end(subscription, Refetch(reason))
-        elif subscription.state is not State.GONE:
-            self._drop(subscription, Refetch(reason))
-            subscription.is_untold = True
-            self._execute_later(subscription)
-
-    def _drop(self, subscription: Subscription, error: RPCError) -> None:
-        self._detach(subscription)
-        subscription.error = error
-        if isinstance(error, Refetch):
-            self._let_go(subscription, kept=False)
-
-    def _tell_end(self, subscription: Subscription) -> None:
-        subscription.is_untold = False
-        error = subscription.error
-        reason = "" if error is None else str(error.reason)
-        notice: type[Ended | RefetchNotice] = Ended
-        if isinstance(error, Refetch):
-            notice = RefetchNotice
-            self._activity.refetches.add(reason)
-        told = notice(self._service, subscription.token, reason, subscription.named_views)
-        subscription.peer.tell(told)
-
-    def _detach(self, subscription: Subscription) -> None:
-        if subscription.state is not State.LIVE:  # its siblings may wait for their position
-            asyncio.get_running_loop().call_soon(self.turn_ended)
-        self.peers.discard(subscription)
-        self._views.close(subscription.views)
-
-    def _let_go(self, subscription: Subscription, *, kept: bool) -> None:
-        claim = Claim(subscription.token, subscription.take, kept)
-        self._tasks.spawn(self._claims.let_go(claim))

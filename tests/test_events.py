@@ -358,7 +358,7 @@ async def test_who_comes_back_too_late_is_told_to_fetch_again() -> None:
         daemon.server._engine.sweep()  # type: ignore[union-attr]  # the memory engine's
         await until(lambda: not daemon.frontend.sockets)
         subscriptions = daemon.frontend.registered_services["datasync"].subscriptions  # type: ignore[attr-defined]
-        subscriptions.stream._tail.clear()
+        subscriptions.stream.tail.begin(subscriptions.stream.cursor)
         async with opened(daemon, name, last) as again:
             [told] = await again.end()
             assert (told.type, told.data["reason"]) == ("refetch", "trimmed")

@@ -53,6 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "session",
         "siblings",
         "stream",
+        "tail",
         "tasks",
         "transport",
         "wheel",
@@ -62,6 +63,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "batchframes",
         "claims",
         "delivery",
+        "ending",
         "peers",
         "publishing",
         "tickets",
@@ -128,6 +130,7 @@ STANDS_ON = {
     ("siblings", "gate"),
     ("announcing", "session"),
     ("pressure", "session"),
+    ("stream", "tail"),
     ("session", "flusher"),
     ("session", "transport"),
     ("peers", "views"),  # a subscription is attached to views
@@ -137,6 +140,9 @@ STANDS_ON = {
     ("delivery", "peers"),
     ("delivery", "publishing"),  # a publish is timed until what was put for it has left
     ("delivery", "views"),
+    ("ending", "claims"),
+    ("ending", "peers"),
+    ("ending", "views"),
     ("joining", "peers"),
     ("joining", "views"),
     ("subscriptions", "views"),
@@ -144,6 +150,7 @@ STANDS_ON = {
     ("tickets", "claims"),  # a token that is taken
     ("subscriptions", "claims"),
     ("subscriptions", "delivery"),
+    ("subscriptions", "ending"),
     ("subscriptions", "joining"),
     ("subscriptions", "publishing"),
     ("handlers.events", "handlers.eventstream"),  # a handler opens, its stream sends

@@ -26,7 +26,8 @@ from syncserver.engines.redis_link import Link, Links
 from syncserver.engines.redis_reader import contradicts
 from syncserver.errors import ConfigError, PositionLost, RefetchReason, TooManyGrants, Unavailable
 from syncserver.position import Position
-from syncserver.stream import Record, Stream
+from syncserver.stream import Stream
+from syncserver.tail import Record
 from tests.conftest import ExpectedLog, LogGuard
 from tests.support import daemon as daemons
 from tests.support import valkey

@@ -15,7 +15,8 @@ from syncserver.engines.base import Engine, Entry, Listener
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import PositionLost, RefetchReason, Unavailable
 from syncserver.position import Position
-from syncserver.stream import Record, Stream
+from syncserver.stream import Stream
+from syncserver.tail import Record
 from tests.conftest import ExpectedLog
 from tests.support.calls import turns
 from tests.support.delayed import Delayed
@@ -594,7 +595,7 @@ async def test_what_the_tail_holds_is_read_without_suspending_and_without_the_en
 async def test_what_is_older_than_the_tail_is_read_from_the_engine() -> None:
     engine, heard, stream = await opened(numbered(3), tail_bytes=1_000)
     engine.tell(*engine.add(*numbered(10, 3)))
-    assert 1 <= len(stream._tail) <= 3
+    assert 1 <= len(stream.tail) <= 3
     everything = await stream.read(engine.start, 100)
     assert [record.value for record in everything] == numbered(13)
     assert everything[3:] == heard.records
@@ -608,8 +609,8 @@ async def test_the_tail_is_bounded_in_bytes_and_any_place_can_be_read_from(tail_
     engine, heard, stream = await opened(tail_bytes=tail_bytes)
     for size in (*range(0, 600, 20), 10_000, 0, 0):
         engine.tell(*engine.add(bytes(size)))
-        kept = stream._tail.values()
-        assert stream.tail_size == sum(record.size for record in kept) <= tail_bytes
+        kept = list(stream.tail)
+        assert stream.tail.size == sum(record.size for record in kept) <= tail_bytes
         assert all(record.size >= len(record.value) for record in kept)
         after = rng.randrange(len(engine.log) + 1)
         place = engine.log[after - 1].position if after else engine.start

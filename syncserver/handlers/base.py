@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -20,11 +21,12 @@ class CalmHandler(RequestHandler):
     """What a client does wrong is no warning, whoever finds it."""
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Answer what failed. Tornado has no error to name where it is the process that ends.
+        """Answer what failed, unless it is the process that ends: of that nobody told the log yet.
 
         Its tasks are cancelled then: 503, or a response that breaks off if it has begun.
         """
-        if status_code != 500 or "exc_info" in kwargs:
+        task = asyncio.current_task()
+        if status_code != 500 or task is None or not task.cancelling():
             super().send_error(status_code, **kwargs)
             return
         logger.info("The end broke off a request from %s", self.request.remote_ip)

@@ -129,7 +129,7 @@ class DataSyncService(RPCService):
             views=views,
             items=items,
             offset=stream.cursor.offset,
-            tail_bytes=stream.tail_size,
+            tail_bytes=stream.tail.size,
             stale=stream.stale,
             waiting_grants=self.engine.waiting_grants(),
         )

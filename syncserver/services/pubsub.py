@@ -21,7 +21,8 @@ from syncserver.protocols.base import Frame, Freshness, Notification, Protocol
 from syncserver.publishing import Publisher
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Session
-from syncserver.stream import Record, Stream
+from syncserver.stream import Stream
+from syncserver.tail import Record
 
 __all__ = ["PubSubBackend", "PubSubService"]
 
@@ -142,7 +143,7 @@ class PubSubService(RPCService):
             views=channels,
             items=channels,
             offset=self._stream.cursor.offset,
-            tail_bytes=self._stream.tail_size,
+            tail_bytes=self._stream.tail.size,
             stale=self._stream.stale,
         )
 

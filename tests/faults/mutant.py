@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from syncserver import stream
+from syncserver import stream, tail
 from syncserver.cli import main
 from syncserver.engines import redis, redis_link, redis_reader, redis_scripts
 from syncserver.engines.base import Entry
@@ -31,9 +31,8 @@ def _accept(self: Any, entry: Entry) -> bool:
     return True
 
 
-def _in_tail(self: Any, after: Position) -> bool:
-    first = self._tail_first - 1
-    return bool(self._tail) and first <= after.offset <= self.cursor.offset
+def _reaches(self: Any, after: Position, cursor: Position) -> bool:
+    return bool(self) and self._first - 1 <= after.offset <= cursor.offset
 
 
 def _chained(last: Position, raw: Sequence[Any]) -> tuple[list[Entry], RefetchReason | None]:
@@ -58,7 +57,7 @@ def _without_checks(script: redis_scripts.Script) -> redis_scripts.Script:
 def take_out() -> None:
     """Take the checks out of this process."""
     stream.Stream._accept = _accept  # type: ignore[method-assign]
-    stream.Stream._in_tail = _in_tail  # type: ignore[method-assign]
+    tail.Tail._reaches = _reaches  # type: ignore[method-assign]
     redis_reader.Reader._misfit = _misfit  # type: ignore[method-assign]
     redis_reader.chained = redis.chained = _chained
     read = _without_checks(redis_scripts.READ)
