@@ -27,10 +27,13 @@ from syncserver_client import Backend, BackendError
 from tornado.httpclient import HTTPError, HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
+from tests.support import npm
+from tests.support.daemon import ROOT
 from tests.support.leaks import NOTED
 from tools.check_wheels import copy_of_the_checkout
 
 SECONDS = 40.0
+RESUME = ROOT / "tests" / "clients" / "resume.mjs"
 GONE = (OSError, EOFError, HTTPError, WebSocketClosedError)
 
 
@@ -219,7 +222,50 @@ class Page:
         self._position = position
 
 
-def check_nothing_is_missing(pages: Sequence[Page], programs: Sequence[Program]) -> None:
+class Library:
+    """A page with the browser library over SockJS, in Node.js; it is followed as a ``Page`` is.
+
+    :param authority: the file of whose certificates it believes.
+    """
+
+    def __init__(self, url: str, transport: str, token: str, authority: Path) -> None:
+        NOTED.note(token)
+        self.rows: list[tuple[str, int]] = []
+        self.ends: Counter[int | None] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.live = False
+        self._command = ["node", str(RESUME), str(npm.modules()), url, transport, token]
+        self._environ = {**os.environ, "NODE_EXTRA_CA_CERTS": str(authority)}
+
+    async def run(self) -> None:
+        """Be connected until it is cancelled."""
+        child = await asyncio.create_subprocess_exec(
+            *self._command, env=self._environ, stdout=subprocess.PIPE, limit=1 << 20
+        )
+        assert child.stdout is not None
+        try:
+            while line := await child.stdout.readline():
+                self._hear(json.loads(line))
+            raise AssertionError("Node.js has ended")
+        finally:
+            if child.returncode is None:
+                child.kill()
+            await child.wait()
+
+    def _hear(self, told: Any) -> None:
+        match told:
+            case "live":
+                self.live = True
+            case {"ids": ids}:
+                rows = [name.rpartition("-") for name in ids]
+                self.rows = [(by, int(n)) for by, _, n in rows]
+            case {"code": code}:
+                self.ends[code] += 1
+            case _:
+                raise AssertionError(told)
+
+
+def check_nothing_is_missing(pages: Sequence[Page | Library], programs: Sequence[Program]) -> None:
     """Expect each page to have every row that was taken, once, in the order of its program."""
     for page in pages:
         for program in programs:
