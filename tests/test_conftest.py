@@ -44,6 +44,13 @@ def test_announced_by_its_parent(expected_log):
         logging.getLogger("tornado.access").error("500")
 
 
+def test_announced_as_uncertain(expected_log):
+    with expected_log("syncserver.rpc", "never comes", certain=False):
+        pass
+    with expected_log("syncserver.rpc", "comes", certain=False):
+        log.warning("comes")
+
+
 def test_announced_for_another_logger(expected_log):
     with expected_log("syncserver.rpcs", "surprise"):
         log.warning("surprise")
@@ -120,6 +127,7 @@ PASS = (
     "test_quiet",
     "test_announced",
     "test_announced_by_its_parent",
+    "test_announced_as_uncertain",
     "test_async_runs",
     "test_async_method_runs",
     "test_ending_task_is_no_leak",

@@ -184,7 +184,7 @@ async def grown(programs: Sequence[Program], by: int = 20) -> None:
     await until(lambda: all(p.taken >= n for p, n in zip(programs, wanted, strict=True)))
 
 
-@pytest.mark.seconds(120)
+@pytest.mark.seconds(300)
 async def test_the_page_leads_from_the_wheel_to_a_change_over_tls(
     installed: Path, authority: trustme.CA, tmp_path: Path
 ) -> None:
@@ -231,7 +231,7 @@ async def a_page_is_served_and_a_page_elsewhere_is_not(machine: Machine, front: 
         await front.connect(Origin="https://elsewhere.example")
 
 
-@pytest.mark.seconds(120)
+@pytest.mark.seconds(300)
 async def test_a_key_is_changed_while_programs_publish_and_none_is_refused_once(
     installed: Path, tmp_path: Path
 ) -> None:
@@ -277,7 +277,7 @@ async def change(
     assert known in line
 
 
-@pytest.mark.seconds(120)
+@pytest.mark.seconds(300)
 @pytest.mark.parametrize("engine", ["sqlite", "redis"])
 async def test_nodes_are_drained_under_load_and_nobody_misses_or_repeats_a_delta(
     installed: Path, tmp_path: Path, engine: str
@@ -309,7 +309,7 @@ async def test_nodes_are_drained_under_load_and_nobody_misses_or_repeats_a_delta
         assert all(set(page.ends) == {4001} for page in pages), [page.ends for page in pages]
 
 
-@pytest.mark.seconds(120)
+@pytest.mark.seconds(300)
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "killed"])
 async def test_behind_nginx_one_node_after_the_other_goes_and_nobody_is_refused(
     installed: Path, authority: trustme.CA, tmp_path: Path, way: signal.Signals

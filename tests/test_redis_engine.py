@@ -422,7 +422,7 @@ async def answering(line: bytes) -> AsyncIterator[str]:
 async def test_a_server_that_is_gone_is_told_at_once_and_missed_no_longer_than_it_is_gone(
     server: Valkey, expected_log: ExpectedLog
 ) -> None:
-    async with engine_on(server) as engine:
+    async with engine_on(server, options="timeout_seconds=5") as engine:
         heard = Heard()
         last = await engine.append("s", b"before")
         await engine.follow("s", last, heard)
@@ -432,7 +432,7 @@ async def test_a_server_that_is_gone_is_told_at_once_and_missed_no_longer_than_i
             began = time.monotonic()
             for call in (engine.append("s", b"x"), engine.head("s"), engine.check()):
                 assert "cannot be reached" in await fails(call)
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() - began < 5, "none waits for its timeout"
             await until(lambda: heard.words == ["stale"])
         with expected_log("syncserver.engine", "is in reach again"):
             server.start()
@@ -470,11 +470,11 @@ async def test_a_server_that_stands_still_costs_each_call_its_timeout_and_not_mo
             assert {
                 type(error) for error in await asyncio.gather(*appends, return_exceptions=True)
             } == {Unavailable}
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 2.5, "they wait together"
             began = time.monotonic()
             heads = [engine.head("s") for _ in range(1_000)]
             await asyncio.gather(*heads, return_exceptions=True)
-            assert time.monotonic() - began < 0.5, "while it is away one call tries"
+            assert time.monotonic() - began < 5, "while it is away one call tries"
             await until(lambda: heard.words == ["stale"])
         with expected_log("syncserver.engine", "is in reach again"):
             server.signal(signal.SIGCONT)
@@ -1043,7 +1043,7 @@ async def test_clients_stay_connected_while_redis_is_away_and_miss_nothing(
         ready = await one.request("/ready", method="GET")
         assert ready.code == 503
         assert b"Redis cannot be reached" in ready.body
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 5
         with expected_log("syncserver.engine", "is in reach again"):
             server.start()
             for peer in peers:
@@ -1091,6 +1091,7 @@ async def test_an_older_snapshot_costs_everybody_a_refetch_who_was_away_too(
         assert (await acquire(late, token))["type"] == "response", "the connection lives on"
 
 
+@pytest.mark.seconds(90)
 async def test_a_failover_that_lost_the_tail_is_a_new_log(
     server: Valkey, tmp_path: Path, expected_log: ExpectedLog
 ) -> None:
@@ -1158,7 +1159,7 @@ async def test_a_server_that_cannot_be_had_is_told_within_five_seconds(server: V
     async with engine_on(server) as silent:
         began = time.monotonic()
         assert await fails(silent.open()) == "Redis does not answer in time"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
     for engine in (nobody, refusing):
         await engine.close()
 

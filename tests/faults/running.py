@@ -110,6 +110,7 @@ async def rest(
     site.publishing = False
     await asyncio.wait(writing, timeout=REST_SECONDS)
     await asyncio.gather(*(_rests(page, seconds) for page in pages))
+    await until(lambda: not any(checkers.staleness(site.history)), seconds)
     site.record("database", rows={item: site.seen(item) for item in ITEMS})
     for page in pages:
         page.record("final", rows=page.rows, item=page.item)
