@@ -15,6 +15,6 @@ async def test_a_connection_that_is_open_though_it_should_be_cut_is_told(
         needs(program)
     assert await idle.run(idle_seconds=0) == 1
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "7 connections are idle for 0 s"
+    assert said[0] == "10 connections are idle for 0 s"
     assert said[-2].startswith("FAILED: a WebSocket without pings through nginx was cut")
-    assert said[-1] == "6 passed, 1 failed"
+    assert said[-1] == "9 passed, 1 failed"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
 import socket
@@ -175,7 +176,7 @@ def certified(folder: Path, authority: trustme.CA) -> dict[str, str]:
 
 @asynccontextmanager
 async def nginx(
-    folder: Path, authority: trustme.CA, upstream: str, *, read_timeout: str = "60s"
+    folder: Path, authority: trustme.CA, upstream: str, *, listen: str = "ssl"
 ) -> AsyncIterator[Front]:
     """Run nginx with the how-to's file."""
     port = free_port()
@@ -183,9 +184,8 @@ async def nginx(
         "nginx.conf",
         {
             **certified(folder, authority),
-            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "listen 443 ssl": f"listen 127.0.0.1:{port} {listen}",
             "server 127.0.0.1:5800": f"server {upstream}",
-            "proxy_read_timeout 60s": f"proxy_read_timeout {read_timeout}",
             "proxy_pass http://127.0.0.1:8000": "return 204",
         },
     )
@@ -272,4 +272,8 @@ def shakes_hands(port: int, authority: Path) -> bool:
         return False
 
 
-PROXIES: dict[str, Proxy] = {"nginx": nginx, "caddy": caddy}
+PROXIES: dict[str, Proxy] = {
+    "nginx": nginx,
+    "nginx_http2": functools.partial(nginx, listen="ssl http2"),
+    "caddy": caddy,
+}
