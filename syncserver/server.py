@@ -150,6 +150,9 @@ class Server:
             door.stop()
         for sessions in self._sessions:
             sessions.close()
+        for door in set(self._doors.values()):
+            if door is not self._doors.get("backend") or not self.backend.calls_under_way:
+                await door.close_all_connections()  # calls are answered, that they were broken off
         await self.frontend.close()
         await self.backend.close()
         if self._engine is not None:

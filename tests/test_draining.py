@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tornado.httpclient import HTTPClientError
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.web import RequestHandler
 from tornado.websocket import websocket_connect
 
 from syncserver.services.base import Request, RPCService, rpc_command
 from syncserver.siblings import Siblings
-from tests.support.daemon import Daemon, call_body, serving, until
+from tests.support.daemon import Daemon, call_body, process, serving, until
 from tests.support.events import source
 from tests.support.sockjs import OPEN, Site
 from tests.test_events import open_name
@@ -132,6 +135,46 @@ async def test_events_that_the_end_breaks_off_break() -> None:
             with pytest.raises(asyncio.IncompleteReadError):
                 await stream.event()
         await until(lambda: not daemon.frontend.sessions)
+
+
+HALVES = (
+    "POST /ws/sockjs/000/x/xhr_send HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n[",
+    "POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+    "GET /ws HTTP/1.1\r\nHost:",
+    "",
+)
+
+
+@pytest.mark.seconds(60)
+async def test_requests_that_have_half_arrived_at_the_end_are_no_error(tmp_path: Path) -> None:
+    environ = {"SYNCSERVER_STATE_DIR": str(tmp_path)}
+    environ |= {f"SYNCSERVER_{door}__PORT": "0" for door in ("FRONTEND", "BACKEND")}
+    async with process("serve", environ=environ) as daemon:
+        await daemon.started()
+        urls = daemon.line("frontend"), daemon.line("backend")
+        ports = [int(re.findall(r":(\d+)", url)[0]) for url in urls]
+        lines = []
+        for port in ports:
+            for half in (*HALVES, call_half("backend")):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(half.encode())
+                lines.append((reader, writer))
+            # Whoever is answered now has come after all these.
+            answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{port}/", raise_error=False)
+            assert answer.code == 404
+        daemon.child.send_signal(signal.SIGTERM)
+        for reader, writer in lines:
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        assert await daemon.ended() == 0
+    assert [line for line in daemon.log.splitlines() if " INFO " not in line] == []
+
+
+def call_half(path: str) -> str:
+    """Return the head of a call, whose body is to come."""
+    kind = "Content-Type: application/json\r\nContent-Length: 9"
+    return f"POST /{path} HTTP/1.1\r\nHost: x\r\nX-Backend-Key: none\r\n{kind}\r\n\r\n"
 
 
 # Several processes.
