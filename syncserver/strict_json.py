@@ -60,6 +60,18 @@ def split_array(data: bytes) -> list[bytes]:
         raise InvalidJSON(str(error)) from None
 
 
+def split_object(data: bytes | str) -> dict[str, bytes]:
+    """Return the members of an object, each to be decoded; InvalidJSON: it is none.
+
+    For what ``decode`` refused: a member may be sound although another is not.
+    """
+    try:
+        members = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise InvalidJSON(f"no object: {type(error).__name__}") from None
+    return {name: bytes(raw) for name, raw in members.items()}
+
+
 def encode(value: Any, *, is_frame: bool = False) -> bytes:
     """Write JSON that ``decode`` accepts; ValueError on a value that has none.
 

@@ -93,11 +93,11 @@ GARBAGE: list[tuple[str | bytes, str | None, str]] = [
     ("{'service': 'echo'}", None, "invalid_json"),
     ('{"service": "echo", "message": NaN}', None, "invalid_json"),
     ('{"service": "echo", "message": -Infinity}', None, "invalid_json"),
-    ('{"service": "echo", "message": 1e999}', None, "bad_number"),
-    ('{"service": "echo", "message": 9007199254740993}', None, "bad_number"),
+    ('{"service": "echo", "message": 1e999}', "echo", "bad_number"),
+    ('{"service": "echo", "message": 9007199254740993}', "echo", "bad_number"),
     (r'{"service": "echo", "message": "\ud800"}', None, "invalid_json"),
-    ('{"service": "echo", "service": "echo", "message": 1}', None, "duplicate_key"),
-    ('{"service": "echo", "message": ' + "[" * 70 + "]" * 70 + "}", None, "too_deep"),
+    ('{"service": "echo", "service": "echo", "message": 1}', "echo", "duplicate_key"),
+    ('{"service": "echo", "message": ' + "[" * 70 + "]" * 70 + "}", "echo", "too_deep"),
     ('{"service": "echo", "message": ' + "[" * 9000, None, "invalid_json"),
     ("[]", None, "malformed"),
     ('["echo", 1]', None, "malformed"),
@@ -120,7 +120,7 @@ GARBAGE: list[tuple[str | bytes, str | None, str]] = [
     ('{"service": "__class__", "message": {}}', "__class__", "unknown_service"),
     ('{"service": "' + "x" * 3000 + '", "message": 1}', None, "unknown_service"),
     (b"\xff\xfe", None, "invalid_json"),
-    (b'{"service": "echo", "message": "\xff"}', None, "invalid_json"),
+    (b'{"service": "echo", "message": "\xff"}', "echo", "invalid_json"),
     (b'\xef\xbb\xbf{"service": "echo", "message": 1}', None, "invalid_json"),
     (b"", None, "invalid_json"),
 ]
@@ -148,6 +148,46 @@ async def test_garbage_is_not_quoted_in_its_answer() -> None:
         peer = await daemon.connect()
         peer.send_text('{"service": "echo", "message": swordfish}')
         assert "swordfish" not in str(await peer.read())
+
+
+@pytest.mark.parametrize(
+    ("params", "code"),
+    [
+        ('{"x": 1152921504606846976}', "bad_number"),
+        ('{"x": 1, "x": 2}', "duplicate_key"),
+        ('{"x": ' + "[" * 64 + "]" * 64 + "}", "too_deep"),
+        ('{"x": [' + "0," * 100_000 + "0]}", "too_many_elements"),
+        ('{"x": 1e999}', "bad_number"),
+    ],
+)
+@pytest.mark.parametrize("call_id", [0, "a", {"b": [None]}])
+async def test_a_call_whose_params_are_no_strict_json_is_answered_with_its_id(
+    params: str, code: str, call_id: Any
+) -> None:
+    text = f'{{"params": {params}, "callId": {json.dumps(call_id)}}}'
+    async with serving(Echo(), max_message_bytes=300_000) as daemon:
+        peer = await daemon.connect()
+        peer.send_text(f'{{"service": "echo", "message": {text}}}')
+        answer = await peer.read()
+        assert (answer["service"], answer["message"]["callId"]) == ("echo", call_id)
+        assert answer["message"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"service": {"a": 1, "a": 2}, "message": {"callId": 3}}',
+        '{"service": "echo", "message": {"callId": 9007199254740993}}',
+        '{"service": "echo", "message": {"callId": ' + "[" * 70 + "]" * 70 + "}}",
+        '{"service": "echo", "message": ' + "[" * 20_000 + "]" * 20_000 + "}",
+        '{"message": {"callId": 9007199254740993}}',
+    ],
+)
+async def test_an_id_that_is_no_strict_json_itself_is_not_echoed(text: str) -> None:
+    async with serving(Echo()) as daemon:
+        peer = await daemon.connect()
+        peer.send_text(text)
+        assert (await peer.read())["message"]["callId"] is None
 
 
 async def test_an_answer_to_an_unknown_service_has_the_call_id() -> None:

@@ -309,3 +309,19 @@ def test_a_frame_may_be_a_little_deeper_than_what_it_is_around() -> None:
     assert strict_json.encode([[deepest]], is_frame=True)
     with pytest.raises(ValueError, match="nested deeper than 66"):
         strict_json.encode([[[deepest]]], is_frame=True)
+
+
+def test_the_members_of_an_object_are_had_though_one_of_them_is_refused() -> None:
+    text = '{"a": 9007199254740993, "b": [1, {"c": 2}], "b": "last", "é": null}'
+    members = strict_json.split_object(text)
+    assert members == {"a": b"9007199254740993", "b": b'"last"', "é": b"null"}
+    assert strict_json.decode(members["b"]) == "last"
+    assert strict_json.split_object(text.encode()) == members
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "1", "null", '{"a": }', '{"a": 1', b'{"a": "\xff"}x', '"\ud800"', b"\xff"]
+)
+def test_what_is_no_object_has_no_members(text: str | bytes) -> None:
+    with pytest.raises(InvalidJSON, match="no object"):
+        strict_json.split_object(text)

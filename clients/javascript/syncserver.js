@@ -54,6 +54,7 @@ const MAX_TIMER = 2 ** 31 - 1; // a longer delay makes setTimeout fire at once
 const CLOSED = 3; // of WebSocket.readyState
 const STABLE_AFTER = 10_000; // a connection that lived this long starts the backoff anew
 const GONE = new Set(["disconnected", "closed"]); // made here: the connection went, no answer came
+const HALF_CHARACTER = /[^\\](?:\\\\)*\\ud[89a-f]/; // a lone surrogate, as JSON.stringify writes it
 const TEMPORARY = new Set(["unavailable", "timeout"]); // the same acquire may succeed later
 
 /** One connection to a syncserver, kept up until `close()`, and the services on it. */
@@ -112,11 +113,12 @@ export class SyncServer extends Emitter {
 
   /**
    * For services: send, or queue until the connection is open. Throws a SyncError (`closed`,
-   * `queue_full`). The parcel returned says whether it was `sent`.
+   * `queue_full`, `malformed`). The parcel returned says whether it was `sent`.
    */
   transmit(service, message) {
     if (!this.isActive) throw new SyncError("The connection is closed", { code: "closed" });
     const parcel = { text: JSON.stringify({ service, message }), sent: false };
+    if (HALF_CHARACTER.test(parcel.text)) throw malformed("A text with half a character");
     if (this.isOpen) {
       this.#dispatch(parcel);
     } else if (this.#queue.size >= this.#options.maxQueue) {
@@ -439,8 +441,7 @@ export class PubSub extends RPCService {
   /** Subscribe; resolves when the server has agreed, be it on a later connection. */
   async subscribe(channel, listener = null) {
     const key = stableStringify(channel);
-    if (!this.#channels.has(key)) this.#add(key, channel);
-    const entry = this.#channels.get(key);
+    const entry = this.#channels.get(key) ?? this.#added(key, channel);
     entry.listeners.add(listener);
     return entry.granted.promise;
   }
@@ -485,13 +486,14 @@ export class PubSub extends RPCService {
     }
   }
 
-  #add(key, channel) {
+  #added(key, channel) {
     if (!this.server.isActive) {
       throw new SyncError("The connection is closed", { code: "closed" });
     }
     const entry = { channel, listeners: new Set(), granted: deferred(), isGranted: false };
     this.#channels.set(key, entry);
     if (this.server.isOpen) this.#ask(key, entry);
+    return entry; // which may be refused already
   }
 
   #ask(key, entry) {

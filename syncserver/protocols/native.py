@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from syncserver import strict_json
-from syncserver.errors import InvalidCallParams, ProtocolError, RPCError
+from syncserver.errors import InvalidCallParams, InvalidJSON, ProtocolError, RPCError
 from syncserver.protocols.base import (
     Acquired,
     Change,
@@ -32,7 +33,11 @@ class NativeProtocol(Protocol):
 
     def receive(self, text: str | bytes) -> list[Message | Command]:
         """Read one envelope."""
-        envelope = strict_json.decode(text)
+        try:
+            envelope = strict_json.decode(text)
+        except InvalidJSON as error:
+            error.service, error.call_id = _whose(text)
+            raise
         if not isinstance(envelope, dict):
             raise ProtocolError("Expected an object with service and message")
         service = envelope.get("service")
@@ -48,6 +53,17 @@ class NativeProtocol(Protocol):
         if isinstance(event, Failure) and service is not None:
             service = service if len(service) <= _ECHOED_NAME_LENGTH else None
         return (encoded(event, {"service": service, "message": message_for_json(event)}),)
+
+
+def _whose(text: str | bytes) -> tuple[str | None, Any]:
+    """Return service and call id of an envelope that was refused, as far as they can be read."""
+    service = call_id = None
+    with contextlib.suppress(InvalidJSON, KeyError):
+        envelope = strict_json.split_object(text)
+        named = strict_json.decode(envelope["service"])
+        service = named if isinstance(named, str) else None
+        call_id = strict_json.decode(strict_json.split_object(envelope["message"])["callId"])
+    return service, call_id
 
 
 def encoded(event: Event, wire: Any) -> bytes:

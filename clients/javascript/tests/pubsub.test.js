@@ -95,6 +95,20 @@ test("the refusal of a subscription that was given up is not that of the next on
   assert.deepEqual(heard, [1]);
 });
 
+test("a subscription that cannot be sent rejects with the reason and leaves nothing", async () => {
+  const { pubsub, socket } = open();
+  await assert.rejects(pubsub.subscribe("\ud83d"), { code: "malformed" });
+  const { send } = socket;
+  socket.send = () => {
+    throw new Error("no such socket");
+  };
+  await assert.rejects(pubsub.subscribe("c"), { message: "no such socket" });
+  socket.send = send;
+  const again = pubsub.subscribe("c");
+  socket.answer(null);
+  await again;
+});
+
 test("a subscription made before it is open is asked for once, before what was queued", () => {
   const { server, socket } = rig({ pubsub: PubSub });
   const { pubsub } = server.services;

@@ -105,6 +105,19 @@ test("a call whose params are no JSON is rejected", async () => {
   assert.deepEqual(socket.sent, []);
 });
 
+test("half a character, which a server cannot read, is refused and not sent", async () => {
+  const { calc, socket } = open();
+  for (const half of ["\ud83d", "a\ude00b", "\\\ud800", "\\\\\udfff"]) {
+    assert.equal((await outcomeOf(calc.call("a", { half }))).error.code, "malformed");
+    assert.equal((await outcomeOf(calc.call("a", { [half]: 1 }))).error.code, "malformed");
+  }
+  assert.deepEqual(socket.sent, []);
+  for (const whole of ["\u{1f600}", "\\ud83d", "\\\\ud83d", "\ue000", "\u0000"]) {
+    calc.call("a", { whole }).catch(() => {});
+    assert.equal(socket.sent.at(-1).message.params.whole, whole);
+  }
+});
+
 test("params are sent as they were when the call was made", () => {
   const { server, socket } = rig({ calc: RPCService });
   const params = { x: 1 };

@@ -245,6 +245,11 @@ test("what the server does not understand is answered, and the connection lives"
       { message: "token must be string" });
     await assert.rejects(pubsub.call("subscribe", {}), { code: "invalid_params" });
     await assert.rejects(server.services.nobody.call("a"), { code: "unknown_service" });
+    const deep = JSON.parse("[".repeat(70) + "]".repeat(70));
+    await assert.rejects(pubsub.publish("a", deep), { code: "too_deep" });
+    await assert.rejects(pubsub.publish("a", 2 ** 60), { code: "bad_number" });
+    await assert.rejects(pubsub.subscribe({ a: 2 ** 60 }), { code: "bad_number" });
+    await assert.rejects(pubsub.subscribe("\ud83d"), { code: "malformed" });
     assert.equal(server.isOpen, true);
   });
 
