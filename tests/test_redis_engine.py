@@ -1110,7 +1110,7 @@ async def test_a_failover_that_lost_the_tail_is_a_new_log(
                 for peer, token in zip((away, present), tokens, strict=True)
             ]
             await away.close()
-            await until(lambda: admin(server, "WAIT", 1, 100))
+            await until(lambda: has_all(server))
             admin(replica, "REPLICAOF", "NO", "ONE")
             await daemon.publish(insert(1))
             assert await present.notice("delta")
@@ -1124,6 +1124,12 @@ async def test_a_failover_that_lost_the_tail_is_a_new_log(
             back = await daemon.connect()
             answer = await acquire(back, tokens[0], positions[0])
             assert (answer["code"], answer["reason"]) == ("refetch", "epoch")
+
+
+def has_all(server: Valkey) -> bool:
+    """Tell whether the replica has said that it has all that its master wrote."""
+    _, written, replicas = admin(server, "ROLE")
+    return [int(acknowledged) for _, _, acknowledged in replicas] == [written]
 
 
 def free_port() -> int:
