@@ -469,6 +469,23 @@ async def test_positions_are_told_soon_after_a_sibling_failed_to_join(how: str) 
         assert asyncio.get_running_loop().time() < 1
 
 
+async def test_who_lost_in_one_turn_what_it_was_sent_something_by_is_told_the_position() -> None:
+    async with running() as node:
+        peer = node.peer()
+        token = await node.grant(1)
+        await peer.acquire(token)
+        await peer.acquire(await node.grant(2))
+        await turns()
+        peer.told()
+        delta = {"type": "insert", "model": "Row", "data": {"id": 1, "list": 1, "n": 1}}
+        await asyncio.gather(
+            node.call("publishDeltas", deltas=[delta]),
+            node.call("revokeSubscription", token=token),
+        )
+        await turns()
+        assert peer.told() == ["delta 1", "refetch revoked", "position 2"]
+
+
 @on_virtual_time
 async def test_positions_are_told_soon_after_a_dealer_took_a_joining_sibling_along() -> None:
     async with running() as node:
