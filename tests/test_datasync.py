@@ -974,6 +974,9 @@ async def test_a_query_that_its_dealer_refuses_by_now_is_answered_filter_changed
         Choosy.refuses = True
         assert await refused(peer, token, position=None) == ("filter_changed", "refetch")
         assert_nothing_is_left(service)
+        Choosy.refuses = False
+        answer = await peer.call("datasync", "acquireSubscription", token=token, position=None)
+        assert answer["code"] == "no_such_subscription", "the token is dead after a refetch"
 
 
 class Allergic(Dealer):
