@@ -104,7 +104,10 @@ class _Workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            number, started = self._running.pop(pid)
+            worker = self._running.pop(pid, None)
+            if worker is None:
+                continue  # process 1 of a container gets the children of others too
+            number, started = worker
             self._pulse.forget(number)
             self._ended(number, os.waitstatus_to_exitcode(status), time.monotonic() - started)
 

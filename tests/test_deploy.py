@@ -36,6 +36,7 @@ def test_the_unit_runs_commands_that_there_are_and_is_hardened(tmp_path: Path) -
     program, command, flag, _ = service["ExecStart"].split()
     assert (program, command, flag) == ("/opt/syncserver/bin/syncserver", "serve", "--config")
     assert service["RestartPreventExitStatus"] == "78"
+    assert unit()["Unit"]["StartLimitIntervalSec"] == "0", "a Redis may be away for long"
     assert "ExecStartPre" not in service, "whose code does not prevent a restart"
     most = int(service["LimitNOFILE"])
     assert places(Config().limits, most)[0] == Config().limits.max_connections

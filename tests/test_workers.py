@@ -143,6 +143,47 @@ sys.exit(supervise(2, serve))
 """
 
 
+ADOPTING = """
+import ctypes, os, signal, sys
+from syncserver.workers import supervise
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+def serve(number, pulse):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            while os.getppid() != parent:
+                pass
+            print("adopted", flush=True)
+        os._exit(0)
+    os.wait()
+    os.read(0, 1)
+    return 0
+
+parent = os.getpid()
+sys.exit(supervise(1, serve, settled_seconds=0))
+"""
+
+
+async def test_process_1_of_a_container_outlives_the_children_that_it_is_given() -> None:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ADOPTING),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert child.stdout is not None
+        async with asyncio.timeout(15):
+            assert await child.stdout.readline() == b"adopted\n"
+        await until(lambda: len(children(child.pid)) == 1)  # the worker: the other is gone
+    finally:
+        child.terminate()
+        _, log = await child.communicate(b"x")
+    assert (child.returncode, log) == (0, b"")
+
+
 async def test_a_signal_that_comes_before_the_workers_listen_ends_them_in_order() -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SLOW_TO_LISTEN, stdout=asyncio.subprocess.PIPE
