@@ -109,7 +109,10 @@ class ServiceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Every bound of the daemon, with its default; sizes in bytes, times in seconds."""
+    """Every bound of the daemon, with its default; sizes in bytes, times in seconds.
+
+    Without ``max_process_bytes`` it is four fifths of what the system allows, if it bounds it.
+    """
 
     grant_seconds: float = 120
     resume_seconds: float = 120
@@ -146,6 +149,7 @@ class Limits:
     max_inbox_messages: int = 256
     max_outbox_bytes: int = 1024 * 1024
     max_outboxes_bytes: int = 256 * 1024 * 1024
+    max_process_bytes: int | None = None
     max_send_buffer_bytes: int = 256 * 1024
     max_response_bytes: int = 128 * 1024
     max_polling_sessions: int = 10_000

@@ -180,8 +180,10 @@ def _log(table: Table) -> Log:
     )
 
 
-def _limit(table: Table, name: str, default: float) -> Any:
-    value = table.get(name, float if name.endswith("_seconds") else int, default)
+def _limit(table: Table, name: str, default: float | None) -> Any:
+    if default is None and name not in table.content:
+        return None
+    value = table.get(name, float if name.endswith("_seconds") else int, default or 0)
     if not 0 < value <= _LARGEST:
         raise table.error(name, f"out of range; more than 0, at most {_LARGEST}")
     return value

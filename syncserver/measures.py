@@ -20,13 +20,24 @@ import tornado
 from syncserver.counters import OK, Activity, Histogram, Standing, Tally
 from syncserver.doors import Door
 from syncserver.errors import CloseCode, RefetchReason
+from syncserver.memory import resident_bytes
+from syncserver.pressure import Pressure
 from syncserver.registry import ServiceRegistry
 from syncserver.version import __version__
 
 PREFIX = "syncserver_"
 WORKER = "worker"
 """The label that tells processes of one daemon apart, where there are several."""
-REFUSALS = ("address", "connections", "draining", "handshake", "origin", "requests", "version")
+REFUSALS = (
+    "address",
+    "connections",
+    "draining",
+    "handshake",
+    "memory",
+    "origin",
+    "requests",
+    "version",
+)
 """Why connections, handshakes and sessions are refused."""
 
 _PEER = "peer"
@@ -34,7 +45,6 @@ _OF_THE_APP = ("internal_error", "unauthorized", "too_many_wrong_keys")
 # What alerts look at is there from the start (``_known``).
 _ERRORS = {"frontend": ("internal_error",), "backend": _OF_THE_APP}
 _DESCRIPTORS = Path("/proc/self/fd")
-_MEMORY = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ METRICS: Mapping[str, Metric] = {
     "start_time_seconds": Metric("gauge", "When the process started, since 1970"),
     "cpu_seconds_total": Metric("counter", "CPU time of the process"),
     "resident_memory_bytes": Metric("gauge", "Memory of the process"),
+    "resident_memory_limit_bytes": Metric("gauge", "Memory that the process may have"),
+    "memory_scarce": Metric("gauge", "Whether nobody is let in as memory is scarce"),
     "open_fds": Metric("gauge", "File descriptors that are open"),
     "max_fds": Metric("gauge", "File descriptors that may be open"),
     "loop_lag_seconds": Metric("histogram", "How late a timer was called, four times a second"),
@@ -127,6 +139,7 @@ class Measures:
     :param engine: what the engine is called.
     :param loop_lag: how late the loop was.
     :param doors: those that are open, by name; one may have two names.
+    :param pressure: what memory the process may have.
     """
 
     frontend: ServiceRegistry
@@ -134,6 +147,7 @@ class Measures:
     engine: str
     loop_lag: Histogram
     doors: Mapping[str, Door]
+    pressure: Pressure
     started: float = field(default_factory=time.time)
 
     def read(self) -> list[Sample]:
@@ -147,8 +161,10 @@ class Measures:
         yield Sample("worker_up", {}, 1)
         yield Sample("start_time_seconds", {}, self.started)
         yield Sample("cpu_seconds_total", {}, time.process_time())
-        if (memory := _resident_bytes()) is not None:
+        if (memory := resident_bytes()) is not None:
             yield Sample("resident_memory_bytes", {}, memory)
+        yield Sample("resident_memory_limit_bytes", {}, self.pressure.most or 0)
+        yield Sample("memory_scarce", {}, self.pressure.is_high)
         if (descriptors := _open_descriptors()) is not None:
             yield Sample("open_fds", {}, descriptors)
         yield Sample("max_fds", {}, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -262,13 +278,6 @@ def _open_descriptors() -> int | None:
     """Return how many there are; newer kernels say so at once. None where nobody says."""
     try:
         return _DESCRIPTORS.stat().st_size or sum(1 for _ in _DESCRIPTORS.iterdir())
-    except OSError:
-        return None
-
-
-def _resident_bytes() -> int | None:
-    try:
-        return int(_MEMORY.read_text("ascii").split()[1]) * resource.getpagesize()
     except OSError:
         return None
 

@@ -12,6 +12,7 @@ from syncserver.doors import Door
 from syncserver.handlers.metrics import MEASURES_PATH, MeasuresHandler, MetricsHandler, ask
 from syncserver.looplag import LoopLag
 from syncserver.measures import WORKER, Measures, Sample, from_json
+from syncserver.pressure import Pressure
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.events import EventsProtocol
 from syncserver.registry import ServiceRegistry
@@ -30,6 +31,7 @@ class Metrics:
 
     :param engine: what the engine is called.
     :param doors: those that are open, by name; one may have two names.
+    :param pressure: what memory this process may have.
     :param siblings: the others, if there are any; ``worker`` tells their values apart then.
     """
 
@@ -38,6 +40,7 @@ class Metrics:
         registries: tuple[ServiceRegistry, ServiceRegistry],
         engine: str,
         doors: Mapping[str, Door],
+        pressure: Pressure,
         siblings: Siblings | None = None,
     ) -> None:
         self._loop_lag = LoopLag()
@@ -47,6 +50,7 @@ class Metrics:
             engine=engine,
             loop_lag=self._loop_lag.histogram,
             doors=doors,
+            pressure=pressure,
         )
         self._siblings = siblings
         self._exposition = _exposition()

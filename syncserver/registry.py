@@ -40,7 +40,7 @@ class ServiceRegistry:
         self.registered_services: dict[str, Service] = {}
         self.sessions: dict[Session, tuple[str, str]] = {}
         self.traffic = Traffic()
-        self.draining = False
+        self.draining = self.scarce = False
         self.calls_under_way = self.bytes_under_way = 0
         self.addresses: Addresses | None = None
         self.sockets = 0
@@ -78,6 +78,13 @@ class ServiceRegistry:
     def guesses(self) -> Guesses:
         """Return what bounds wrong API keys, by the limits of when it is asked for first."""
         return Guesses(self.limits)
+
+    @property
+    def refusal(self) -> str | None:
+        """Return in a word why nobody new is let in now; None: somebody is."""
+        if self.draining:
+            return "draining"
+        return "memory" if self.scarce else None
 
     def admits(self, remote_address: str) -> bool:
         """Tell whether one more session of an address may be opened now."""

@@ -25,7 +25,7 @@ from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.metrics import METRICS_PATH, Metrics
-from syncserver.pressure import relieve
+from syncserver.pressure import Pressure, relieve
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
@@ -87,7 +87,8 @@ class Server:
         self._sessions: list[Sessions] = []
         self.frontend_port = self.backend_port = 0
         engine_name = type(engine).__name__.removesuffix("Engine").lower() if engine else "own"
-        self.metrics = Metrics(registries, engine_name, self._doors, siblings)
+        self.pressure = Pressure.of(config.limits, siblings.count if siblings else 1)
+        self.metrics = Metrics(registries, engine_name, self._doors, self.pressure, siblings)
         self.metrics.expect(protocols.values(), sockjs.values())
 
     async def start(self) -> None:
@@ -165,6 +166,8 @@ class Server:
     async def not_ready(self) -> list[str]:
         """Return why the daemon should get no new work; nothing if it should."""
         reasons = ["draining"] if self.backend.draining else []
+        if self.pressure.is_high:
+            reasons.append("memory: more is used than limits.max_process_bytes")
         if self._engine is not None:
             try:
                 await self._engine.check()
@@ -264,4 +267,6 @@ class Server:
 
     def _relieve(self) -> None:
         relieve(self.frontend.sessions, self.config.limits)
+        self.pressure.look(self.frontend.sessions)
+        self.frontend.scarce = self.backend.scarce = self.pressure.is_high
         self._wheel.call_later(_RELIEF_SECONDS, self._relieve)

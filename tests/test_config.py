@@ -167,7 +167,7 @@ def test_the_environment_names_the_file_unless_the_caller_does(
 
 
 def test_every_limit_can_be_set(tmp_path: Path, write: Write) -> None:
-    wanted = {name: value + 1 for name, value in asdict(Limits()).items()}
+    wanted = {name: (value or 0) + 1 for name, value in asdict(Limits()).items()}
     lines = "".join(f"{name} = {value}\n" for name, value in wanted.items())
     assert asdict(load(write("[limits]\n" + lines), environ(tmp_path)).limits) == wanted
 

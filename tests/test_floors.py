@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "bucket",
         "tls",
         "logs",
+        "memory",
         "notify",
         "pulse",
         "config",

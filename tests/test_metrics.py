@@ -31,6 +31,7 @@ from syncserver.errors import CloseCode
 from syncserver.handlers import websocket
 from syncserver.looplag import LoopLag
 from syncserver.measures import METRICS, PREFIX, REFUSALS, Sample
+from syncserver.pressure import Pressure
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
 from tests.conftest import ExpectedLog
@@ -225,6 +226,11 @@ def test_refusals_are_counted_by_a_known_reason() -> None:
     sources = (DEPLOY.parent / "syncserver").rglob("*.py")
     said = re.findall(r'refused\.add\("(\w+)"\)', "".join(path.read_text() for path in sources))
     assert said
+    registry = ServiceRegistry()
+    registry.scarce = True
+    said.append(registry.refusal or "")
+    registry.draining = True
+    said.append(registry.refusal or "")
     assert {*said, *websocket._REASONS.values()} <= set(REFUSALS)
 
 
@@ -370,7 +376,7 @@ async def test_a_process_that_does_not_answer_is_not_up(
     monkeypatch.setattr(metrics, "_SIBLING_SECONDS", 0.05)
     siblings = Siblings(tmp_path, 1, 2)
     registries = (ServiceRegistry(), ServiceRegistry())
-    asked = metrics.Metrics(registries, "redis", {}, siblings)
+    asked = metrics.Metrics(registries, "redis", {}, Pressure(None), siblings)
     with socket.socket(socket.AF_UNIX) as silent:
         if listens:
             silent.bind(siblings.path(0))

@@ -136,7 +136,8 @@ class BackendHTTPHandler(CalmHandler):
         messages = NativeProtocol().receive(bytes(self._body))
         remote_address = self.request.remote_ip or ""
         key = self._idempotency_key()
-        client = BackendClient(remote_address, key, self._key, self._reply)
+        scarce = self._registry.scarce
+        client = BackendClient(remote_address, key, self._key, self._reply, scarce=scarce)
         await self._call(client, messages[0])
 
     def on_finish(self) -> None:

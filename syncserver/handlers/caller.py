@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from syncserver.apikeys import ApiKey
 from syncserver.client import Client
+from syncserver.errors import Unavailable
 from syncserver.protocols.base import Event
 from syncserver.protocols.native import NativeProtocol
 
@@ -23,11 +24,14 @@ class BackendClient(Client):
         idempotency_key: str | None,
         key: ApiKey | None = None,
         on_answer: Callable[[Event, bytes], None] | None = None,
+        *,
+        scarce: bool = False,
     ) -> None:
         self.remote_address = remote_address
         self.idempotency_key = idempotency_key
         self._key = key
         self._on_answer = on_answer
+        self._scarce = scarce
         self.answer: asyncio.Future[tuple[Event, bytes]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -36,7 +40,12 @@ class BackendClient(Client):
         return self.remote_address
 
     def may(self, operation: str | None) -> bool:
-        """Tell whether the caller's key is for an operation."""
+        """Tell whether the caller's key is for an operation.
+
+        Unavailable while memory is scarce, and it would make something to be kept.
+        """
+        if self._scarce and operation == "authorize":
+            raise Unavailable("Memory is scarce; try again later")
         if self._key is None or self._key.allows(operation):
             return True
         logger.info("Refused %s: its key %s is not for this", self, self._key.id)

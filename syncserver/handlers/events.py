@@ -81,7 +81,7 @@ class EventsHandler(CalmHandler):
 
     async def post(self, *args: str, **kwargs: str) -> None:
         """Answer ``{"stream": NAME}`` to a token and, if there is one, a position."""
-        if self._registry.draining:
+        if self._registry.refusal:
             raise HTTPError(503)
         name, token, position = self._read_body()
         start = parse_position(position)
@@ -94,7 +94,7 @@ class EventsHandler(CalmHandler):
         service = self._service(name)
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("X-Accel-Buffering", "no")  # or nginx gathers what should be sent
-        if self._registry.draining or not self._registry.admits(self.request.remote_ip or ""):
+        if self._registry.refusal or not self._registry.admits(self.request.remote_ip or ""):
             self.finish("retry: 1000\n\n")  # anything but 200 and the browser gives up
             return
         last = self.request.headers.get("Last-Event-ID")

@@ -39,8 +39,8 @@ class Sessions:
 
     def refusal(self, address: str) -> str | None:
         """Return why no session may be opened for an address now, in a word; None: it may."""
-        if self._registry.draining:
-            return "draining"
+        if self._registry.refusal:
+            return self._registry.refusal
         if len(self._sessions) >= self._registry.limits.max_polling_sessions:
             return "connections"
         return None if self._registry.admits(address) else "address"

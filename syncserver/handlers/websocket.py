@@ -29,14 +29,13 @@ _REFUSALS = {
     403: "Pages of this origin may not connect",
     _UPGRADE_REQUIRED: "The version of WebSocket spoken here is 13",
     _TOO_MANY: "Too many connections of this address",
-    _UNAVAILABLE: "This daemon is closing",
+    _UNAVAILABLE: "This daemon is closing, or has no room",
 }
 _REASONS = {
     400: "handshake",
     403: "origin",
     _UPGRADE_REQUIRED: "version",
     _TOO_MANY: "address",
-    _UNAVAILABLE: "draining",
 }
 
 
@@ -79,7 +78,7 @@ class WebSocketHandler(CalmHandler):
         """Shake hands, and hand the socket over."""
         refusal = self._refusal()
         if refusal is not None:
-            self._registry.traffic.refused.add(_REASONS[refusal])
+            self._registry.traffic.refused.add(self._registry.refusal or _REASONS[refusal])
             self.send_error(refusal)
         else:
             self._accept(self.request.headers["Sec-WebSocket-Key"])
@@ -97,7 +96,7 @@ class WebSocketHandler(CalmHandler):
 
     def _refusal(self) -> int | None:
         headers = self.request.headers
-        if self._registry.draining:  # new clients go elsewhere
+        if self._registry.refusal:  # new clients go elsewhere
             return _UNAVAILABLE
         if not may_ask(self.request, self._allowed_origins):
             return 403

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.attacked import KEY, Target, attacked, envelope, key_header
+from tests.support.attacked import KEY, LATENCY_SECONDS, Target, attacked, envelope, key_header
 
 MOST_GRANTS = 50
 MOST_GUESSES = 20
@@ -91,3 +92,40 @@ def test_tokens_without_end_are_429_until_some_expire(target: Target) -> None:
     assert len(good) < len(heads)
     while target.request(body)[0] == 429:
         target.canary.catch_up()
+
+
+def test_readers_that_use_up_the_memory_are_closed_and_then_all_is_as_before(
+    tmp_path: Path,
+) -> None:
+    most, readers = 160 << 20, 60
+    limits = {"max_process_bytes": most, "max_outbox_bytes": 8 << 20, "max_outboxes_bytes": 1 << 30}
+    given = {f"limits__{name}": str(value) for name, value in limits.items()}
+    with attacked(tmp_path, **given) as target, contextlib.ExitStack() as stack:
+        stalled = [stack.enter_context(target.websocket(buffer=4096)) for _ in range(readers)]
+        for number, wire in enumerate(stalled):  # what one waits for, no other does
+            item = {"dealer": "AllTasks", "query": None, "tag": str(number)}
+            token = target.post("authorizeSubscription", items=[item])["data"]
+            target.secrets.append(token)
+            wire.call("acquireSubscription", token=token, position=None)
+        row = {"id": 1, "text": "x" * 20_000}
+        delta = {"type": "insert", "model": "Task", "data": row}
+        while is_ready(target):
+            target.post("publishDeltas", deltas=[delta])
+            assert target.memory < 3 * most  # it looks once a second
+        item = {"dealer": "AllTasks", "query": None}
+        answer = target.post("authorizeSubscription", items=[item])
+        assert answer["code"] == "unavailable"
+        while not is_ready(target):
+            target.canary.catch_up()
+            assert target.memory < 3 * most  # it looks once a second
+        target.canary.catch_up()
+        assert max(target.canary.latencies) < LATENCY_SECONDS
+        assert target.memory < most
+        target.websocket().close()
+    assert "slow sessions: memory is scarce" in target.log.read_text("utf-8")
+
+
+def is_ready(target: Target) -> bool:
+    """Tell whether the daemon wants more to do."""
+    with target.ask(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n", "backend") as wire:
+        return wire.status() == 200
