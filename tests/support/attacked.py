@@ -24,8 +24,8 @@ from typing import Any
 
 from tests.support.daemon import KEY, ROOT
 
-SECONDS = 10.0
-LATENCY_SECONDS = 3.0
+SECONDS = 30.0
+LATENCY_SECONDS = 8.0
 MEMORY_BYTES = 64 * 1024 * 1024
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
