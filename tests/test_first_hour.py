@@ -24,7 +24,7 @@ from tornado.httpclient import HTTPClientError
 
 from tests.support import valkey
 from tests.support.daemon import DaemonProcess, process
-from tests.support.fronts import Front, nginx, nginx_of_nodes
+from tests.support.fronts import Front, needs, nginx, nginx_of_nodes
 from tests.support.operating import (
     SECONDS,
     Library,
@@ -53,7 +53,7 @@ def blocks(language: str) -> list[str]:
     return [re.sub(r"^   ", "", block, flags=re.MULTILINE).strip() + "\n" for block in found]
 
 
-INSTALL, MAKE_KEY, LOOK, SERVE, TAIL, PUBLISH, ADD_KEY, TAKE_KEY_OUT = blocks("bash")
+INSTALL, MAKE_KEY, LOOK, SERVE, TAIL, PUBLISH, ADD_KEY, TAKE_KEY_OUT, WAIT = blocks("bash")
 (CONFIG,) = blocks("toml")
 
 
@@ -314,6 +314,7 @@ async def test_nodes_are_drained_under_load_and_nobody_misses_or_repeats_a_delta
 async def test_behind_nginx_one_node_after_the_other_goes_and_nobody_is_refused(
     installed: Path, authority: trustme.CA, tmp_path: Path, way: signal.Signals
 ) -> None:
+    needs("curl")
     async with contextlib.AsyncExitStack() as held:
         url = held.enter_context(valkey.running()).url
         machines = await two(tmp_path, installed, url)
@@ -337,6 +338,7 @@ async def test_behind_nginx_one_node_after_the_other_goes_and_nobody_is_refused(
                     await daemon.ended()
                     await grown(programs)
                     await held.enter_async_context(machine.serving())
+                    await machine.run(WAIT.replace("10.0.0.1:5801", f"127.0.0.1:{machine.backend}"))
                     await until(lambda: all(page.live for page in pages))
                 await all_arrived(pages, programs)
         assert [program.refused for program in programs] == [{}, {}]
