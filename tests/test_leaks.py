@@ -30,7 +30,8 @@ def test_what_is_no_key_is_let_be() -> None:
     made = noted()
     made.note("swordfish")
     made.note(None)
-    made.hear(f"swordfish {TOKEN[1:]} {KEY[:-1]} {TOKEN.upper()}")
+    made.note("1" * 40)
+    made.hear(f"swordfish {TOKEN[1:]} {KEY[:-1]} {TOKEN.upper()} {'1' * 50}")
     assert made.leaks() == []
 
 

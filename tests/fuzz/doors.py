@@ -16,24 +16,30 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from random import Random
 from typing import Any
 
 from syncserver import strict_json
-from syncserver.config import ProtocolConfig
+from syncserver.config import Limits, ProtocolConfig
+from syncserver.errors import CloseCode
+from syncserver.handlers import frames
 from syncserver.handlers import sockjs_framing as framing
-from tests.fuzz import redis_bytes, requests
-from tests.fuzz.mutation import Make, bytes_like
-from tests.fuzz.parsers import FRAME_SEEDS
+from tests.fuzz import oracles, redis_bytes, requests
+from tests.fuzz.client_frames import pieces
 from tests.fuzz.requests import STREAM, TOKEN
-from tests.fuzz.target import Failure, kept
+from tests.fuzz.target import Failure, Source
 from tests.support.daemon import Daemon, Peer, serving, settings, until
 
 BATCH = 64
 _PATIENCE_SECONDS = 0.05
 _HANG_SECONDS = 20.0
 _RUDE = 8
+_MUCH = 65_536
+_PRESCRIBED = (  # with 500, by the protocol of SockJS
+    *(b"Payload expected.", b"Broken JSON encoding."),
+    *(b'"callback" parameter required', b'"callback" parameter must be a plain name'),
+)
+_FREELY = (1001, *(code for code in oracles.CLOSE_CODES if code >= 4000))
 _MANY = 1_000_000
 _LIMITS = {
     "max_connections_per_address": _MANY,
@@ -43,7 +49,7 @@ _LIMITS = {
     "wrong_keys_per_minute": _MANY,
     "messages_per_second": _MANY,
     "max_message_burst": _MANY,
-    "disconnect_seconds": 0.2,
+    "disconnect_seconds": 5.0,
     "ping_seconds": 1.0,  # ends what has more to read behind it, where Tornado sees no end
     "pong_seconds": 0.9,
 }
@@ -134,25 +140,26 @@ class Door:
     """A target of many inputs at a time.
 
     :param send: gives inputs to the daemon and fails if something does not hold.
+    :param count: how many inputs are tried in CI.
     """
 
-    name: str
-    seeds: Sequence[bytes]
-    make: Make
+    source: Source
     send: Callable[[Place, Sequence[bytes]], Awaitable[None]]
     count: int
 
-    async def run(self, place: Place, rng: Random, count: int) -> int:
+    @property
+    def name(self) -> str:
+        """Return its name, which is that of its corpus."""
+        return self.source.name
+
+    async def run(self, rng: Random, count: int) -> int:
         """Try so many inputs, the corpus and the seeds first; return how many it were."""
-        first = [*kept(self.name), *self.seeds]
-        made = (self.make(rng) for _ in itertools.count())
-        every = chain(first, made)
-        tried = 0
-        while tried < max(count, len(first)):
-            batch = list(itertools.islice(every, BATCH))
-            await self.attempt(place, batch)
-            tried += len(batch)
-        return tried
+        inputs = self.source.inputs(rng)
+        made = list(itertools.islice(inputs, max(count, self.source.least)))
+        async with placed() as place:  # to make them takes longer than a canary holds its breath
+            for begin in range(0, len(made), BATCH):
+                await self.attempt(place, made[begin : begin + BATCH])
+        return len(made)
 
     async def attempt(self, place: Place, batch: Sequence[bytes]) -> None:
         """Try a batch; Failure, with the input that did it if it does it alone."""
@@ -176,7 +183,7 @@ class Door:
 
 
 async def _exchange(port: int, hello: bytes, data: bytes) -> bytes:
-    """Send bytes, look whether an answer begins, end, and return what came.
+    """Send bytes in pieces, look whether an answer begins, end, and return what came.
 
     Some do not wait: they reset the connection at once.
     """
@@ -186,20 +193,25 @@ async def _exchange(port: int, hello: bytes, data: bytes) -> bytes:
         if hello:
             writer.write(hello)
             assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-        writer.write(data)
+        for piece in pieces(data):
+            if writer.transport.is_closing():  # it was answered before it was whole
+                break
+            writer.write(piece)
+            await asyncio.sleep(0)  # in which the daemon may read
         if zlib.crc32(data) % _RUDE == 0:
             plain = writer.get_extra_info("socket")
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return came
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                came = await reader.read(16)
+                came = await reader.read(_MUCH)
         writer.write_eof()
         async with asyncio.timeout(_HANG_SECONDS):
-            while not came and (piece := await reader.read(1_000)):
+            while not came and (piece := await reader.read(_MUCH)):
                 came += piece
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            await reader.read()  # who still reads may be sent an answer that does not end
+            while piece := await reader.read(_MUCH):  # which may be without an end
+                came += piece
     except TimeoutError:
         assert came, f"neither an answer nor an end to {data[:200]!r}"
     except OSError:  # a reset is an end
@@ -209,13 +221,44 @@ async def _exchange(port: int, hello: bytes, data: bytes) -> bytes:
     return came
 
 
+def _check_http(came: bytes, _: bytes) -> None:
+    """What is answered is HTTP, and no fault of the daemon's."""
+    status = re.match(rb"HTTP/1\.[01] (\d{3}) \(?[A-Z]", came)
+    assert not came or status, came[:80]
+    is_fine = status is None or int(status[1]) < 500 or any(one in came for one in _PRESCRIBED)
+    assert is_fine, came
+
+
+def _check_frames(came: bytes, data: bytes, freely: Sequence[int] = _FREELY) -> None:
+    """A server's frames, up to a close with the code that the client's bytes ask for."""
+    found = oracles.server_frames(came)
+    for opcode, payload in found:
+        if opcode == frames.TEXT:
+            payload.decode()
+    if found and found[-1][0] == frames.CLOSE:
+        code = int.from_bytes(found[-1][1][:2], "big")
+        meant = oracles.frames(data, Limits().max_message_bytes)
+        ends = {one for one in meant if isinstance(one, int)}
+        ends |= {int.from_bytes(one[1][:2], "big") for one in meant if _is_close(one)}
+        assert code in ends or code in freely, f"closed with {code}, not {ends}"
+
+
+def _is_close(one: Any) -> bool:
+    return isinstance(one, tuple) and one[0] == frames.CLOSE
+
+
+def _check_sockjs(came: bytes, data: bytes) -> None:
+    """As frames, and a text that is no array closes too."""
+    _check_frames(came, data, (*_FREELY, CloseCode.PROTOCOL_ERROR))
+
+
 def _bytes_to(
-    port: Callable[[Daemon], int], hello: bytes = b""
+    port: Callable[[Daemon], int], check: Callable[[bytes, bytes], None], hello: bytes = b""
 ) -> Callable[[Place, Sequence[bytes]], Awaitable[None]]:
     async def send(place: Place, batch: Sequence[bytes]) -> None:
         exchanges = (_exchange(port(place.daemon), hello, one) for one in batch)
-        for came in await asyncio.gather(*exchanges):
-            assert hello or not came or came.startswith(b"HTTP/1."), came[:80]
+        for data, came in zip(batch, await asyncio.gather(*exchanges), strict=True):
+            check(came, data)
 
     return send
 
@@ -239,10 +282,16 @@ async def _calls(place: Place, batch: Sequence[bytes]) -> None:
         answers: list[Any] = [one for one in await peer.rest() if _is_answer(one)]
         assert len(answers) == len(batch), f"{len(answers)} answers to {len(batch)} calls"
         for one in answers:
-            assert one.get("code") != "internal_error", one
+            _check_answer(one)
     finally:
         await peer.close()
         place.daemon.peers.remove(peer)
+
+
+def _check_answer(message: Any) -> None:
+    if message["type"] == "error":
+        assert message["code"] in oracles.ERROR_CODES - {"internal_error"}, message
+        assert message["message"], message
 
 
 def _is_answer(message: Any) -> bool:
@@ -265,10 +314,14 @@ class _Posting:
         finally:
             writer.transport.abort()
 
-    async def post(self, path: str, headers: Sequence[str], body: bytes) -> tuple[int, bytes]:
-        """Return status and body of an answer."""
+    def begin(self, path: str, headers: Sequence[str] = (), body: bytes = b"") -> None:
+        """Make a request and do not wait for the answer."""
         length = [] if body else ["Content-Length: 0"]
         self._writer.write(requests.request("POST", path, [*headers, *length], body))
+
+    async def post(self, path: str, headers: Sequence[str], body: bytes) -> tuple[int, bytes]:
+        """Return status and body of an answer."""
+        self.begin(path, headers, body)
         async with asyncio.timeout(_HANG_SECONDS):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             size = re.search(r"\r\ncontent-length: (\d+)", head)
@@ -279,10 +332,10 @@ class _Posting:
 async def _posts(place: Place, batch: Sequence[bytes]) -> None:
     async with _Posting.to(_backend(place.daemon)) as posting:
         for body in batch:
-            status, answer = await posting.post("/backend", requests._KEYED, body)
+            status, answer = await posting.post("/backend", requests.KEYED, body)
             message = strict_json.decode(answer)["message"]
             assert status in (200, 400), (status, message)
-            assert message.get("code") != "internal_error", message
+            _check_answer(message)
 
 
 async def _polls(place: Place, batch: Sequence[bytes]) -> None:
@@ -308,37 +361,32 @@ async def _polls(place: Place, batch: Sequence[bytes]) -> None:
             assert frame[:1] in (b"a", b"h"), frame
         answers = [one for one in answers if _is_answer(one)]
         assert len(answers) == len(due) + 1, f"{len(answers) - 1} answers to {len(due)} calls"
+        posting.begin(f"{path}/xhr")  # who breaks it off ends the session at once
 
 
 _LAST = requests.call("none", "none").decode().replace('"callId": 1', '"callId": "the last"')
 
 
-DOORS = [
-    Door("backend", requests.BACKEND, requests.BACKEND_LIKE, _bytes_to(_backend), 2_000),
-    Door("frontend", requests.FRONTEND, requests.FRONTEND_LIKE, _bytes_to(_frontend), 1_000),
-    Door(
-        "websocket",
-        FRAME_SEEDS,
-        requests.NATIVE_LIKE,
-        _bytes_to(_frontend, requests.handshake("/ws")),
-        2_000,
-    ),
-    Door(
-        "rohrpost-ws",
-        FRAME_SEEDS,
-        requests.ROHRPOST_LIKE,
-        _bytes_to(_frontend, requests.handshake("/rohrpost/")),
-        1_000,
-    ),
-    Door(
-        "sockjs-ws",
-        FRAME_SEEDS,
-        requests.FRAMED_LIKE,
-        _bytes_to(_frontend, requests.handshake("/ws/sockjs/000/abc/websocket")),
-        1_000,
-    ),
-    Door("calls", requests.CALLS, requests.CALL_LIKE, _calls, 6_000),
-    Door("polls", requests.POLLED, requests.polled_like, _polls, 250),
-    Door("redis-bytes", redis_bytes.SEEDS, bytes_like(redis_bytes.SEEDS), redis_bytes.send, 500),
-    Door("posts", requests.POSTS, requests.POST_LIKE, _posts, 3_000),
-]
+def _socket(
+    path: str, check: Callable[[bytes, bytes], None] = _check_frames
+) -> Callable[[Place, Sequence[bytes]], Awaitable[None]]:
+    return _bytes_to(_frontend, check, requests.handshake(path))
+
+
+_SENDS = {
+    "backend": (_bytes_to(_backend, _check_http), 2_000),
+    "frontend": (_bytes_to(_frontend, _check_http), 1_000),
+    "websocket": (_socket("/ws"), 1_500),
+    "rohrpost-ws": (_socket("/rohrpost/"), 1_000),
+    "sockjs-ws": (_socket("/ws/sockjs/000/abc/websocket", _check_sockjs), 1_000),
+    "calls": (_calls, 6_000),
+    "posts": (_posts, 3_000),
+    "polls": (_polls, 250),
+}
+DOORS = {
+    one.name: one
+    for one in (
+        *(Door(requests.SOURCES[name], *rest) for name, rest in _SENDS.items()),
+        Door(redis_bytes.SOURCE, redis_bytes.send, 500),
+    )
+}

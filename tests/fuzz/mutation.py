@@ -9,7 +9,8 @@ from typing import Any
 
 MAX_BYTES = 60_000
 
-Make = Callable[[Random], bytes]
+Mutate = Callable[[Random, Sequence[bytes]], bytes]
+"""Makes an input of one or two others."""
 
 _BYTES = [b"\0", b"\xff", b"\x80", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
 _TEXTS = [b"\r\n", b"\n", b'"', b"\\", b"\\u0000", b"\\ud800", b"[", b"]", b"{", b"}", b",", b":"]
@@ -25,7 +26,7 @@ WORDS = [
     b"\xef\xbb\xbf",
 ]
 
-_RAW = [
+RAW = [
     *("1e999", "-0", "-0.0", "1E5", "1e-999", "NaN", "-Infinity", "01", "+1", ".5", "1.", "0x1"),
     *("9007199254740991", "9007199254740992", "-9007199254740992", "1" * 5_000, "1e16", "1" * 30),
     *('"\\ud800"', '"\\ud83d\\ude00"', '"\\u0000"', '"\n"', '"\\x"', "'a'", "nul", "", "[1,]"),
@@ -85,7 +86,7 @@ def _spot(tree: Any, rng: Random) -> tuple[Any, Any]:
 def _value(tree: Any, rng: Random) -> Any:
     match rng.randrange(4):
         case 0:
-            return f"{_RAW_MARK}{rng.randrange(len(_RAW))}"
+            return f"{_RAW_MARK}{rng.randrange(len(RAW))}"
         case 1:
             parent, key = _spot(tree, rng)
             return None if parent is None else json.loads(json.dumps(parent[key]))
@@ -119,37 +120,32 @@ def mutated_tree(tree: Any, rng: Random) -> Any:
 def written(tree: Any) -> bytes:
     """Return a tree as JSON, or nearly."""
     text = json.dumps(tree)
-    for number, raw in enumerate(_RAW):
+    for number, raw in enumerate(RAW):
         text = text.replace(f'"{_RAW_MARK}{number}"', raw)
     return text.encode()[:MAX_BYTES]
 
 
-def bytes_like(seeds: Sequence[bytes], words: Sequence[bytes] = ()) -> Make:
-    """Return what makes bytes out of seeds."""
+def bytes_like(*words: bytes) -> Mutate:
+    """Return what makes bytes out of others."""
     known = [*WORDS, *words, *words]
-    return lambda rng: mutated_bytes(rng.choice(seeds), rng, seeds, known)
+    return lambda rng, pool: mutated_bytes(rng.choice(pool), rng, pool, known)
 
 
-def json_like(seeds: Sequence[bytes], words: Sequence[bytes] = ()) -> Make:
-    """Return what makes JSON, or nearly, out of seeds, most of which are JSON."""
-    as_bytes = bytes_like(seeds, words)
-    trees = [seed for seed in seeds if _is_json(seed)]
+def json_like(*words: bytes) -> Mutate:
+    """Return what makes JSON, or nearly, out of others, most of which are JSON."""
+    as_bytes = bytes_like(*words)
 
-    def make(rng: Random) -> bytes:
+    def mutate(rng: Random, pool: Sequence[bytes]) -> bytes:
         if rng.random() < 0.2:
-            return as_bytes(rng)
-        tree = json.loads(rng.choice(trees))
+            return as_bytes(rng, pool)
+        seed = rng.choice(pool)
+        try:
+            tree = json.loads(seed)
+        except (ValueError, RecursionError):
+            return as_bytes(rng, [seed])
         for _ in range(rng.choice((1, 1, 2, 3))):
             tree = mutated_tree(tree, rng)
         data = written(tree)
-        return data if rng.random() < 0.8 else mutated_bytes(data, rng, seeds, [*WORDS, *words])
+        return data if rng.random() < 0.8 else as_bytes(rng, [data])
 
-    return make
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
+    return mutate

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import struct
+import re
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from syncserver import canonical, entries, filters, strict_json
 from syncserver.delta import Delta, InvalidDelta
 from syncserver.errors import InvalidJSON, InvalidQuery, NoSuchTicket, ProtocolError, RPCError
-from syncserver.handlers import frames, sockjs_framing
+from syncserver.handlers import sockjs_framing
 from syncserver.handlers.events import _read_id
 from syncserver.position import Position
-from syncserver.protocols.base import Change, Command, Failure, Message
+from syncserver.protocols.base import Change, Command, Failure, Message, Reply
 from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import NativeProtocol, read_call
 from syncserver.protocols.rohrpost import RohrpostProtocol
 from syncserver.services.datasync import _parse_item, check_token, parse_position
+from tests.fuzz import grammar_wire as grammar
+from tests.fuzz import oracles
 from tests.fuzz.mutation import bytes_like, json_like
-from tests.fuzz.target import Target
+from tests.fuzz.target import Source, Target
 from tests.support.expressions import evaluate
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -38,16 +39,20 @@ def steps(name: str, *words: str) -> list[Any]:
     return [step[word] for step in every for word in words if word in step]
 
 
+_CONTROL = re.compile("[\0-\x1f]")
+
 # JSON.
 
 
 def check_json(data: bytes) -> str:
-    """Strict JSON is refused with InvalidJSON, or comes back from its own text."""
+    """Strict JSON is refused with InvalidJSON as Python's parser would, or comes back as it was."""
+    plainly = oracles.strict(data)
     try:
         value = strict_json.decode(data)
     except InvalidJSON as error:
-        assert error.message.isprintable()
-        return error.code
+        assert plainly is oracles.REFUSED, plainly
+        return told(error)
+    assert repr((value,)) == repr(plainly)
     text = strict_json.encode(value)
     assert strict_json.decode(text) == value
     assert strict_json.decode(data.decode()) == value
@@ -60,13 +65,18 @@ def check_json(data: bytes) -> str:
 # Envelopes.
 
 
-def read_by_a_client(text: bytes) -> None:
+def read_by_a_client(text: bytes) -> Any:
     """A frame is JSON for anybody; it may be a little larger and deeper than what is taken."""
-    json.dumps(json.loads(text), ensure_ascii=False, allow_nan=False).encode()
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
 
 
 def told(error: ProtocolError | RPCError) -> str:
-    """Refusals can be told in every wire protocol."""
+    """A refusal has a documented code and a line of text, and can be told in every protocol."""
+    assert error.code in oracles.ERROR_CODES, error.code
+    assert error.message
+    assert not _CONTROL.search(error.message), error.message
     service, call_id = getattr(error, "service", None), getattr(error, "call_id", None)
     for protocol in (NativeProtocol(), EventsProtocol(), RohrpostProtocol()):
         if not isinstance(protocol, EventsProtocol):
@@ -89,9 +99,15 @@ def check_native(data: bytes) -> str:
     except ProtocolError as error:
         return told(error)
     refusal = RPCError("refused", index=1, field="x")
-    for text in NativeProtocol().encode(Failure(message.service, call.call_id, refusal)):
-        read_by_a_client(text)
+    for event in (Failure(call.service, call.call_id, refusal), _reply(call.service, call.call_id)):
+        [text] = NativeProtocol().encode(event)
+        answer = read_by_a_client(text)["message"]
+        assert answer.get("callId") == call.call_id
     return repr(call)
+
+
+def _reply(service: str, call_id: Any) -> Reply:
+    return Reply(service, call_id, {"position": "a.1.b"})
 
 
 def check_rohrpost(data: bytes) -> str:
@@ -100,14 +116,17 @@ def check_rohrpost(data: bytes) -> str:
     try:
         [message] = protocol.receive(data)
     except ProtocolError as error:
-        for text in protocol.encode(Failure(None, error.call_id, error)):
-            read_by_a_client(text)
+        assert error.code in oracles.ERROR_CODES
+        [text] = protocol.encode(Failure(None, error.call_id, error))
+        assert read_by_a_client(text)["error"]
         return error.code
     event: Any = message
     if isinstance(message, Command):
         event = Failure(message.service, message.call_id, RPCError("refused"))
-    for text in protocol.encode(event):
-        read_by_a_client(text)
+    [text] = protocol.encode(event)
+    asked, answer = strict_json.decode(data), read_by_a_client(text)
+    assert answer["id"] == asked["id"]
+    assert answer["type"] == ("pong" if asked["type"] == "ping" else asked["type"])
     return repr(message)
 
 
@@ -130,7 +149,12 @@ def check_filter(data: bytes) -> str:
     except InvalidJSON as error:
         return error.code
     except InvalidQuery as error:
+        assert not oracles.is_filter(expression)
+        inner = expression
+        for index in (error.field or "").split(".") if error.field else ():
+            inner = inner[int(index)]
         return told(error)
+    assert oracles.is_filter(expression)
     found = []
     for row in _ROWS:
         verdict = parsed.matches(row)
@@ -195,112 +219,7 @@ def check_position(data: bytes) -> str:
     return repr((position, reserved))
 
 
-# Frames.
-
-_MAX = 1_000
-_CODES = (1002, 1007, 1009)
-
-
-def client_frame(
-    first: int, payload: bytes = b"", mask: bytes = b"\1\2\3\4", form: int = 0
-) -> bytes:
-    """Return a frame of a client, perhaps with a length that could be shorter."""
-    size = len(payload)
-    form = form or (size if size < 126 else 126 if size < 65_536 else 127)
-    long = {126: struct.pack(">H", size % 65_536), 127: struct.pack(">Q", size)}.get(form, b"")
-    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-    return bytes((first, 0x80 | form)) + long + mask + masked
-
-
-def random_frames(rng: Random) -> bytes:
-    """Return a few frames, most of them right."""
-    payloads = (
-        b"",
-        b"x",
-        "é€😀".encode(),
-        b"\xe2\x82",
-        b"\xac",
-        b"\x03\xe8",
-        b"\x03\xe8ok",
-        b"a" * 130,
-    )
-    data = b""
-    for _ in range(rng.randint(1, 6)):
-        opcode = rng.choice((0, 0, 1, 1, 2, 8, 9, 10, rng.randrange(16)))
-        first = rng.choice((0, 0x80, 0x80, 0x80, 0xC0)) | opcode
-        payload = (
-            rng.choice(payloads) if rng.random() < 0.9 else rng.randbytes(rng.randrange(1_100))
-        )
-        mask = rng.choice((b"\0\0\0\0", rng.randbytes(4)))
-        data += client_frame(first, payload, mask, rng.choice((0, 0, 0, 0, 126, 127)))
-    return data
-
-
-FRAME_SEEDS = [
-    client_frame(0x81, b"text"),
-    client_frame(0x81, "é€😀".encode()),
-    client_frame(0x82, b"\xff" * 200),
-    client_frame(0x01, b"\xe2") + client_frame(0x89, b"p") + client_frame(0x80, b"\x82\xac"),
-    client_frame(0x88, b"\x03\xe8bye") + client_frame(0x81, b"after"),
-    client_frame(0x8A) + client_frame(0x81, b"x" * 1_000),
-    client_frame(0x81, b"x" * 1_001),
-    b"".join(client_frame(0x01 if not n else 0x00) for n in range(1_030)),
-    b"\x81\xff" + b"\xff" * 8,
-    b"GET / HTTP/1.1\r\n\r\n",
-]
-_changed_frames = bytes_like(FRAME_SEEDS)
-
-
-def make_frames(rng: Random) -> bytes:
-    """Return frames, or bytes that nearly are some."""
-    return random_frames(rng) if rng.random() < 0.6 else _changed_frames(rng)
-
-
-def read_frames(pieces: list[bytes]) -> list[Any]:
-    """Return what a reader makes of bytes that come in pieces, and the code it closes with."""
-    reader = frames.FrameReader(_MAX)
-    got: list[Any] = []
-    try:
-        for piece in pieces:
-            reader.feed(piece)
-            while (one := reader.next()) is not None:
-                got.append(one)
-                if isinstance(one, frames.Control):
-                    assert len(one.payload) <= 125
-                    if one.opcode == frames.CLOSE:
-                        got.append(frames.close_code(one.payload))
-                else:
-                    assert len(one.content) <= _MAX
-            assert len(reader._buffer or b"") <= _MAX + 14, "more is kept than a frame may have"
-            assert reader._message is None or reader._message.size <= _MAX
-    except frames.Violation as violation:
-        assert violation.code in _CODES
-        assert len(frames.close_frame(violation.code, violation.reason)) < 130
-        got.append(violation.code)
-    return got
-
-
-def check_frames(data: bytes) -> str:
-    """The same messages come out however the bytes are cut; a broken rule is a Violation."""
-    whole = read_frames([data])
-    rng = Random(data)
-    cuts = sorted(rng.randint(0, len(data)) for _ in range(rng.randint(1, 8)))
-    pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    assert read_frames(pieces) == whole, cuts
-    if len(data) < 300:
-        assert read_frames([data[n : n + 1] for n in range(len(data))]) == whole
-    messages = [one for one in whole if isinstance(one, frames.Message)]
-    assert read_frames([b"".join(map(_framed, messages))]) == messages
-    return repr(whole)
-
-
-def _framed(message: frames.Message) -> bytes:
-    content = message.content
-    return (
-        client_frame(0x81, content.encode())
-        if isinstance(content, str)
-        else client_frame(0x82, content)
-    )
+# Bodies of SockJS.
 
 
 def check_sockjs(data: bytes) -> str:
@@ -311,6 +230,9 @@ def check_sockjs(data: bytes) -> str:
             found = sockjs_framing.read(data, single=single)
         except ValueError:
             continue
+        for text in found:  # as it comes to the protocol inside
+            check_native(text)
+            check_rohrpost(text)
         frame = sockjs_framing.array(sockjs_framing.listed(tuple(found)))
         assert sockjs_framing.read(frame[1:]) == [_paired(text) for text in found]
         script = sockjs_framing.in_script(frame)
@@ -377,13 +299,16 @@ SOCKJS = [
 ]
 
 TARGETS = [
-    Target("json", JSON + ENVELOPES, json_like(JSON + ENVELOPES), check_json, 25_000),
-    Target("native", ENVELOPES, json_like(ENVELOPES, [b'"callId":']), check_native, 20_000),
-    Target("rohrpost", REQUESTS, json_like(REQUESTS, [b'"id":']), check_rohrpost, 20_000),
-    Target("filters", FILTERS, json_like(FILTERS), check_filter, 15_000),
-    Target("deltas", DELTAS, json_like(DELTAS), check_delta, 15_000),
-    Target("items", ITEMS, json_like(ITEMS), check_item, 5_000),
-    Target("positions", POSITIONS, bytes_like(POSITIONS), check_position, 20_000),
-    Target("frames", FRAME_SEEDS, make_frames, check_frames, 18_000),
-    Target("sockjs", SOCKJS, json_like(SOCKJS), check_sockjs, 20_000),
+    Target(Source("json", [*JSON, *ENVELOPES], grammar.JSON, json_like()), check_json, 20_000),
+    Target(
+        Source("native", ENVELOPES, grammar.CALLS, json_like(b'"callId":')), check_native, 15_000
+    ),
+    Target(
+        Source("rohrpost", REQUESTS, grammar.REQUESTS, json_like(b'"id":')), check_rohrpost, 15_000
+    ),
+    Target(Source("filters", FILTERS, grammar.FILTERS, json_like()), check_filter, 15_000),
+    Target(Source("deltas", DELTAS, grammar.DELTAS, json_like()), check_delta, 12_000),
+    Target(Source("items", ITEMS, grammar.ITEMS, json_like()), check_item, 5_000),
+    Target(Source("positions", POSITIONS, grammar.POSITIONS, bytes_like()), check_position, 15_000),
+    Target(Source("sockjs", SOCKJS, grammar.BODIES, json_like()), check_sockjs, 12_000),
 ]

@@ -8,10 +8,16 @@ import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
 from syncserver.engines.base import Grant, GrantHeld, GrantMissing, GrantRevoked
 from syncserver.engines.redis import RedisEngine
 from syncserver.errors import EngineError, PositionLost
 from syncserver.position import Position
+from tests.fuzz.grammar import Inputs, one
+from tests.fuzz.mutation import bytes_like
+from tests.fuzz.target import Source
 
 _COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Z]+)")
 _REFUSALS = (EngineError, PositionLost, GrantMissing, GrantRevoked, GrantHeld)
@@ -35,6 +41,34 @@ SEEDS = [
     *(b"(" + b"9" * 5_000 + b"\r\n", b"=7\r\ntxt:abc\r\n", b">1\r\n+x\r\n", b"!3\r\nERR\r\n"),
     *(b"$999999999999\r\n", b"*1\r\n" * 200, b":99999999999999999999\r\n"),
 ]
+
+# What a Redis may answer, by its own grammar.
+
+_LENGTHS = one(*["{}"] * 16, "-1", "0{}", "+{}", "{}0", "x")
+_ATOMS = st.one_of(
+    st.sampled_from([seed for seed in SEEDS if len(seed) < 40]),
+    one(*(b":%b\r\n" % number for number in (b"0", b"1", b"-1", b"9" * 19, b"9" * 30, b"x"))),
+    one(*(b"%c%b\r\n" % (kind, word) for kind in b"+-" for word in (b"OK", b"", b"ERR", b"\xff"))),
+)
+
+
+@st.composite
+def _bulks(draw: DrawFn) -> bytes:
+    text = draw(
+        one(b"abc.4.m4", b"abc m5 m4", b"h", b"d", b"5-0", b"datasync", b"\xff", b"", b"\r\n")
+    )
+    return b"$" + draw(_LENGTHS).format(len(text)).encode() + b"\r\n" + text + b"\r\n"
+
+
+@st.composite
+def _arrays(draw: DrawFn, inner: Inputs) -> bytes:
+    parts = draw(st.lists(inner, max_size=4))
+    kind, length = draw(one(*[b"*"] * 10, b"~", b">", b"%")), draw(_LENGTHS).format(len(parts))
+    return kind + length.encode() + b"\r\n" + b"".join(parts)
+
+
+ANSWERS: Inputs = st.recursive(_bulks() | _ATOMS, _arrays, max_leaves=6)
+SOURCE = Source("redis-bytes", SEEDS, ANSWERS, bytes_like(), share=10)
 
 _CALLS: Sequence[Callable[[RedisEngine], Awaitable[Any]]] = (
     lambda engine: engine.head("datasync"),

@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from tests.fuzz.mutation import WORDS, Make, bytes_like, json_like
-from tests.fuzz.parsers import ENVELOPES, FRAME_SEEDS, REQUESTS, SOCKJS, client_frame, random_frames
+from hypothesis import strategies as st
+
+from tests.fuzz import grammar_wire as wire
+from tests.fuzz.client_frames import FRAME_SEEDS, client_frame
+from tests.fuzz.grammar import Inputs
+from tests.fuzz.grammar_frames import streams
+from tests.fuzz.grammar_http import HEADERS, LONG, pipelined
+from tests.fuzz.mutation import WORDS, Mutate, bytes_like, json_like
+from tests.fuzz.parsers import ENVELOPES, REQUESTS, SOCKJS
+from tests.fuzz.target import Source
 from tests.support.daemon import KEY
 
-_LONG = "9" * 5_000
-_HEADERS = [
-    *(f"Content-Length: {one}" for one in ("0", "-1", "+5", "5, 5", "5,6", "0x5", "٣", _LONG, "")),
-    *(f"Transfer-Encoding: {one}" for one in ("chunked", "gzip, chunked", "identity", "\tchunked")),
-    *(f"Expect: {one}" for one in ("100-continue", "200-ok")),
-    *(f"Content-Encoding: {one}" for one in ("gzip", "identity")),
-    *(f"Idempotency-Key: {one}" for one in ("", "a", "a" * 129, "a b", "é", "a\tb", "\x7f")),
-    *(
-        f"Last-Event-ID: {one}"
-        for one in ("", "/t", "a.1.b/t", "a.1.b", "é/", "a.1.b/" + "t" * 200)
-    ),
-    *(f"Origin: {one}" for one in ("null", "", "http://a\tb", "http://[", "http://localhost:\t80")),
-    *(f"Access-Control-Request-Headers: {one}" for one in ("x-a, x-b", "a\tb", "é", "\x80")),
-    *(f"Referer: {one}" for one in ("http://[", "http://a/b", "é", "//")),
-    *(f"Cookie: JSESSIONID={one}" for one in ('"a', "a\tb", "é", "=" * 50, '"\\141"', "a;b;;=c")),
-    *(f"X-Forwarded-For: {one}" for one in ("1.2.3.4", "é", ", , ,")),
-    *(f"X-Backend-Key: {one}" for one in (KEY, "é", "", KEY + "\t")),
-    *(f"Content-Type: {one}" for one in ("application/json", "text/plain", "é", ";;", "\x80/")),
-    "Content-Type: application/x-www-form-urlencoded",
-    "Content-Type: multipart/form-data; boundary=",
-    'Content-Type: multipart/form-data; boundary="x"',
-    *(
-        "Connection: close",
-        "Connection: Upgrade",
-        "Connection: keep-alive, ,",
-        "Host: é",
-        "Host: a,b",
-    ),
-    *("Upgrade: h2c", "Upgrade: websocket", "Sec-WebSocket-Version: 8", "Sec-WebSocket-Key: é"),
-    *(
-        "If-None-Match: *",
-        'If-None-Match: "x',
-        "Range: bytes=0-",
-        "X: " + "y" * 9_000,
-        ": x",
-        "x",
-        "\tx",
-    ),
-    *("Accept-Language: é", "X-Http-Method-Override: GET", "a b: c", "Folded: a\r\n b", "Zero: \0"),
-]
+Bodies = Callable[[Random], bytes]
+
 _METHODS = [b"GET", b"POST", b"OPTIONS", b"HEAD", b"PUT", b"get", b"PRI", b"CONNECT", b"G\tT", b""]
 _PATHS = [
     b"/%ff",
@@ -75,14 +45,14 @@ def request(method: str, path: str, headers: Sequence[str] = (), body: bytes = b
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
-def requests_like(seeds: Sequence[bytes], bodies: Make) -> Make:
-    """Return what makes requests out of good ones, by line, by header, by body, by byte."""
-    as_bytes = bytes_like(seeds, [b"\r\n\r\n", b": ", b"chunked", b"0\r\n\r\n", b"HTTP/1.1"])
+def requests_like(bodies: Bodies) -> Mutate:
+    """Return what makes requests out of others, by line, by header, by body, by byte."""
+    as_bytes = bytes_like(b"\r\n\r\n", b": ", b"chunked", b"0\r\n\r\n", b"HTTP/1.1")
 
-    def make(rng: Random) -> bytes:
+    def mutate(rng: Random, pool: Sequence[bytes]) -> bytes:
         if rng.random() < 0.25:
-            return as_bytes(rng)
-        head, _, body = rng.choice(seeds).partition(b"\r\n\r\n")
+            return as_bytes(rng, pool)
+        head, _, body = rng.choice(pool).partition(b"\r\n\r\n")
         first, *headers = head.split(b"\r\n")
         parts = (*first.split(b" ", 2), b"", b"")[:3]
         for _ in range(rng.choice((1, 1, 2, 3))):
@@ -92,11 +62,15 @@ def requests_like(seeds: Sequence[bytes], bodies: Make) -> Make:
             headers.append(b"Content-Length: %d" % len(body))
         return b"\r\n".join((b" ".join(parts), *headers)) + b"\r\n\r\n" + body
 
-    return make
+    return mutate
 
 
 def _changed(
-    parts: Sequence[bytes], headers: list[bytes], body: bytes, bodies: Make, rng: Random
+    parts: Sequence[bytes],
+    headers: list[bytes],
+    body: bytes,
+    bodies: Callable[[Random], bytes],
+    rng: Random,
 ) -> tuple[Sequence[bytes], bytes]:
     method, path, version = parts
     match rng.randrange(9):
@@ -112,34 +86,18 @@ def _changed(
         case 4 if headers:
             headers.append(rng.choice(headers))
         case 5 | 6:
-            headers.append(rng.choice(_HEADERS).encode("utf-8"))
+            headers.append(rng.choice(HEADERS).encode("utf-8"))
         case 7:
-            headers.append(rng.choice(_HEADERS).encode("latin-1", "replace"))
+            headers.append(rng.choice(HEADERS).encode("latin-1", "replace"))
         case _:
             body = bodies(rng)
     return (method, path, version), body
 
 
-def frames_of(seeds: Sequence[bytes], texts: Make) -> Make:
-    """Return what makes the bytes of a client after its handshake."""
-    as_bytes = bytes_like(seeds)
+STREAM = b"@stream"
+"""Stands for the name of a stream of events."""
 
-    def make(rng: Random) -> bytes:
-        kind = rng.random()
-        if kind < 0.3:
-            return as_bytes(rng)
-        if kind < 0.5:
-            return random_frames(rng)
-        firsts = (0x81, 0x81, 0x82)
-        return b"".join(client_frame(rng.choice(firsts), texts(rng), bytes(4)) for _ in range(3))
-
-    return make
-
-
-TOKEN, STREAM = b"@token".ljust(32, b"@"), b"@stream"
-"""Stand for what a daemon makes; a token is as long."""
-
-_TOKEN = TOKEN.decode()
+_TOKEN, TOKEN = wire.TOKEN, wire.TOKEN.encode()
 
 
 def call(service: str, command: str, **params: Any) -> bytes:
@@ -179,19 +137,20 @@ CALLS = [
     call("datasync", "cancelSubscription", token=_TOKEN),
 ]
 _JSON_HEADERS = ["Content-Type: application/json"]
-_KEYED = [*_JSON_HEADERS, f"X-Backend-Key: {KEY}"]
+KEYED = [*_JSON_HEADERS, f"X-Backend-Key: {KEY}"]
 BACKEND = [
-    *(request("POST", "/backend", _KEYED, body) for body in POSTS[:3]),
-    request("POST", "/backend", [*_KEYED, "Idempotency-Key: k1"], POSTS[1]),
+    *(request("POST", "/backend", KEYED, body) for body in POSTS[:3]),
+    request("POST", "/backend", [*KEYED, "Idempotency-Key: k1"], POSTS[1]),
     request("POST", "/backend", _JSON_HEADERS, POSTS[1]),
-    request("POST", "/backend", [*_KEYED, f"Content-Length: {_LONG}"]),
+    request("POST", "/backend", [*KEYED, f"Content-Length: {LONG}"]),
     request("GET", "/health"),
-    request("POST", "/backend", [*_KEYED, "Transfer-Encoding: chunked"])
+    request("POST", "/backend", [*KEYED, "Transfer-Encoding: chunked"])
     + b"5\r\nabcde\r\n0\r\n\r\n",
-    request("POST", "/backend", _KEYED, POSTS[1]) * 2,
+    request("POST", "/backend", KEYED, POSTS[1]) * 2,
 ]
 _SESSION = "/ws/sockjs/000/fuzz1"
 _ORIGIN = ["Origin: http://localhost:8000"]
+_FORM = "Content-Type: application/x-www-form-urlencoded"
 _UPGRADE = [
     *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
@@ -216,7 +175,7 @@ FRONTEND = [
     request(
         "POST",
         f"{_SESSION}/jsonp_send",
-        [*_ORIGIN, "Content-Type: application/x-www-form-urlencoded"],
+        [*_ORIGIN, _FORM],
         b"d=%5B%22a%22%5D",
     ),
     request("POST", "/events", [*_JSON_HEADERS, *_ORIGIN], _EVENTS),
@@ -228,24 +187,86 @@ FRONTEND = [
     request("GET", "/health"),
 ]
 
-POST_LIKE = json_like(POSTS)
-CALL_LIKE = json_like(CALLS, [b'"callId":'])
+_POSTS_LIKE, _CALLS_LIKE, _TEXTS_LIKE = json_like(), json_like(b'"callId":'), json_like()
 POLLED = [json.dumps([one.decode()]).encode() for one in CALLS] + [b"[]", b'["","{}","\\ud800"]']
-_texts_like = json_like(POLLED)
 
 
-def polled_like(rng: Random) -> bytes:
+def polled_like(rng: Random, pool: Sequence[bytes]) -> bytes:
     """Return an array of texts, or nearly, or one of a text that is nearly a call."""
     if rng.random() < 0.4:
-        return _texts_like(rng)
-    return json.dumps([CALL_LIKE(rng).decode("utf-8", "replace")]).encode()
+        return _TEXTS_LIKE(rng, pool)
+    return json.dumps([_CALLS_LIKE(rng, CALLS).decode("utf-8", "replace")]).encode()
 
 
-BACKEND_LIKE = requests_like(BACKEND, POST_LIKE)
-FRONTEND_LIKE = requests_like(FRONTEND, bytes_like([*SOCKJS, _EVENTS, b"d=%5B%22a%22%5D"]))
-NATIVE_LIKE = frames_of(FRAME_SEEDS, CALL_LIKE)
-ROHRPOST_LIKE = frames_of(FRAME_SEEDS, json_like(REQUESTS))
-FRAMED_LIKE = frames_of(FRAME_SEEDS, bytes_like(SOCKJS))
+def frames_of(texts: Mutate, seeds: Sequence[bytes]) -> Mutate:
+    """Return what makes the bytes of a client after its handshake; some are whole frames."""
+    as_bytes = bytes_like()
+
+    def mutate(rng: Random, pool: Sequence[bytes]) -> bytes:
+        if rng.random() < 0.5:
+            return as_bytes(rng, pool)
+        firsts = (0x81, 0x81, 0x82)
+        return b"".join(
+            client_frame(rng.choice(firsts), texts(rng, seeds), bytes(4)) for _ in range(3)
+        )
+
+    return mutate
+
+
+def _source(name: str, seeds: Sequence[bytes], grammar: Inputs, mutate: Mutate) -> Source:
+    return Source(name, seeds, grammar, mutate, share=_SHARE)
+
+
+def _framed(name: str, contents: Inputs, texts: Mutate, seeds: Sequence[bytes]) -> Source:
+    return _source(name, FRAME_SEEDS, streams(contents), frames_of(texts, seeds))
+
+
+_SHARE = 12
+_FORMS = [_EVENTS, b"d=%5B%22a%22%5D"]
+_BACKEND_PLACES = [
+    *[("POST", "/backend", KEYED)] * 4,
+    ("POST", "/backend", [*KEYED, "Idempotency-Key: k1"]),
+    ("POST", "/backend", _JSON_HEADERS),
+    *[("GET", path, ()) for path in ("/live", "/ready", "/metrics", "/nowhere")],
+]
+_FRONTEND_PLACES = [
+    *[("GET", path, _UPGRADE) for path in ("/ws", "/rohrpost/", f"{_SESSION}/websocket")],
+    *[("POST", f"{_SESSION}/{end}", _ORIGIN) for end in ("xhr", "xhr_send", "xhr_streaming")],
+    *[
+        ("GET", f"{_SESSION}/{end}", _ORIGIN)
+        for end in ("jsonp?c=a", "eventsource", "htmlfile?c=a")
+    ],
+    *[("POST", f"{_SESSION}/jsonp_send", [*_ORIGIN, one]) for one in (_FORM, "Content-Type: x/y")],
+    *[("GET", f"/ws/sockjs{end}", _ORIGIN) for end in ("", "/info", "/iframe.html", "/a/b/c")],
+    ("OPTIONS", "/ws/sockjs/info", _ORIGIN),
+    ("POST", "/events", [*_JSON_HEADERS, *_ORIGIN]),
+    ("GET", "/events?stream=@stream", _ORIGIN),
+    ("GET", "/syncserver.js", ()),
+]
+_FRONTEND_BODIES = st.one_of(wire.BODIES, st.sampled_from(_FORMS))
+SOURCES = {
+    one.name: one
+    for one in (
+        _source(
+            "backend",
+            BACKEND,
+            pipelined(_BACKEND_PLACES, wire.POSTS),
+            requests_like(lambda rng: _POSTS_LIKE(rng, POSTS)),
+        ),
+        _source(
+            "frontend",
+            FRONTEND,
+            pipelined(_FRONTEND_PLACES, _FRONTEND_BODIES),
+            requests_like(lambda rng: bytes_like()(rng, [*SOCKJS, *_FORMS])),
+        ),
+        _framed("websocket", wire.CALLS, _CALLS_LIKE, CALLS),
+        _framed("rohrpost-ws", wire.REQUESTS, json_like(), REQUESTS),
+        _framed("sockjs-ws", wire.BODIES, bytes_like(), SOCKJS),
+        _source("calls", CALLS, wire.CALLS, _CALLS_LIKE),
+        _source("posts", POSTS, wire.POSTS, _POSTS_LIKE),
+        _source("polls", POLLED, wire.POLLED, polled_like),
+    )
+}
 
 
 def handshake(path: str) -> bytes:

@@ -6,6 +6,8 @@ import atexit
 import json
 import shutil
 import tempfile
+import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -20,20 +22,23 @@ from syncserver.engines.redis import RedisEngine
 from syncserver.errors import ConfigError
 from syncserver.handlers.base import origin_allowed
 from syncserver.handlers.proxied import Proxies, parse_address
-from tests.fuzz.mutation import bytes_like, json_like
+from tests.fuzz import grammar_settings as grammar
+from tests.fuzz.grammar_settings import KEY as _KEY
+from tests.fuzz.mutation import MAX_BYTES, bytes_like, json_like
 from tests.fuzz.parsers import texts
-from tests.fuzz.target import Target
+from tests.fuzz.target import Source, Target
 
-_KEY = "k" * 40
 _KNOWN = app.KNOWN
 
 
 @cache
 def _directory() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="syncserver-fuzz-"))
+    in_memory = Path("/dev/shm")  # a file is written for each input
+    path = Path(tempfile.mkdtemp("", "syncserver-fuzz-", in_memory if in_memory.is_dir() else None))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     (path / "key").write_text(_KEY + "\n")
     (path / "key").chmod(0o600)
+    keys.ensure_key_file({"HOME": str(path)})
     return path
 
 
@@ -45,7 +50,7 @@ def _refused(error: ConfigError) -> str:
     return "\n".join(one.located() for one in (error, *error.others))
 
 
-def _loaded(path: str | None, environ: dict[str, str], assignments: list[str]) -> str:
+def _loaded(path: str | None, environ: dict[str, str], assignments: list[str]) -> str | Config:
     environ = {"HOME": str(_directory()), "A_KEY": _KEY, **environ}
     try:
         config = load(path, environ, _KNOWN, assignments=assignments, make_key=False)
@@ -55,14 +60,29 @@ def _loaded(path: str | None, environ: dict[str, str], assignments: list[str]) -
     assert "secret@" not in config.shown_engine
     assert _KEY not in repr(config)
     app.engine_class(config)
-    return repr(config)
+    if config.engine == "memory":  # others would be connected to, or opened
+        registries, _ = app.build(config)
+        app.make_server(config, registries)
+    return config
 
 
 def check_config(data: bytes) -> str:
     """Any file is refused with ConfigError, or is settings."""
     path = _directory() / "fuzz.toml"
     path.write_bytes(data)
-    return _loaded(str(path), {}, [])
+    found = _loaded(str(path), {}, [])
+    if isinstance(found, Config):
+        _check_given(found, tomllib.loads(data.decode()))
+    return repr(found)
+
+
+def _check_given(config: Config, given: dict[str, Any]) -> None:
+    """What a file sets is what was taken."""
+    for group, name in grammar.SETTINGS:
+        value = given.get(group, {}).get(name)
+        if isinstance(value, bool | int | float):
+            taken = getattr(getattr(config, group), name)
+            assert (type(taken), taken) == (type(value), value), (group, name)
 
 
 def check_overrides(data: bytes) -> str:
@@ -75,7 +95,7 @@ def check_overrides(data: bytes) -> str:
         given, flags = {}, [data.decode("utf-8", "surrogateescape")]
     for name in ("SYNCSERVER_CONFIG", "SYNCSERVER_STATE_DIR"):
         given.pop(name, None)
-    return _loaded(None, given, flags)
+    return repr(_loaded(None, given, flags))
 
 
 def _text(value: Any) -> str:
@@ -238,14 +258,14 @@ _VALUES = [
     ),
     *(b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59-23:59", b'"%s"' % (b"a/" * 100)),
 ]
-_changed_file = bytes_like(FILES, _TOML)
+_changed_file = bytes_like(*_TOML)
 
 
-def make_file(rng: Random) -> bytes:
+def mutate_file(rng: Random, pool: Sequence[bytes]) -> bytes:
     """Return a file whose keys have other values, or whose lines stand elsewhere."""
     if rng.random() < 0.4:
-        return _changed_file(rng)
-    lines = rng.choice(FILES).split(b"\n")
+        return _changed_file(rng, pool)
+    lines = rng.choice(pool).split(b"\n")
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(lines))
         key, equals, _ = lines[at].partition(b" = ")
@@ -255,19 +275,19 @@ def make_file(rng: Random) -> bytes:
             case 1:
                 lines.insert(rng.randrange(len(lines)), lines[at])
             case 2:
-                lines[at:at] = rng.choice(FILES).split(b"\n")
+                lines[at:at] = rng.choice(pool).split(b"\n")
             case _ if equals:
                 lines[at] = key + equals + rng.choice(_VALUES)
             case _:
                 lines[at] += rng.choice(_TOML)
         lines = lines or [b""]
-    return b"\n".join(lines)
+    return b"\n".join(lines)[:MAX_BYTES]
 
 
 TARGETS = [
-    Target("config", FILES, make_file, check_config, 1_500),
-    Target("overrides", OVERRIDES, json_like(OVERRIDES), check_overrides, 4_000),
-    Target("engines", ENGINES, bytes_like(ENGINES), check_engine_url, 5_000),
-    Target("keys", KEYS, bytes_like(KEYS), check_key, 10_000),
-    Target("addresses", ADDRESSES, bytes_like(ADDRESSES), check_address, 10_000),
+    Target(Source("config", FILES, grammar.FILES, mutate_file, share=20), check_config, 1_500),
+    Target(Source("overrides", OVERRIDES, grammar.OVERRIDES, json_like()), check_overrides, 4_000),
+    Target(Source("engines", ENGINES, grammar.ENGINES, bytes_like()), check_engine_url, 5_000),
+    Target(Source("keys", KEYS, grammar.KEYS, bytes_like()), check_key, 10_000),
+    Target(Source("addresses", ADDRESSES, grammar.ADDRESSES, bytes_like()), check_address, 10_000),
 ]

@@ -1,25 +1,69 @@
 """What is fuzzed: how its inputs are made, what must hold of each, and the corpus that is kept.
 
-``corpus/NAME.json`` is a list of ``{"input": TEXT, "was": TEXT}``: inputs that once failed, or
-that are of interest, each byte as the character of its number. They are tried first.
+Inputs come from two drivers. Hypothesis makes some by a grammar, most of them right or nearly;
+mutation, which is many times as fast, changes what there is: the corpus, the seeds, and what
+hypothesis made. Both are tried by the same check.
+
+``corpus/NAME/`` has a file for each input that once failed, or that is of interest, named after
+what it was. They are tried first.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz.mutation import Make
+from tests.fuzz.grammar import Inputs, drawn
+from tests.fuzz.mutation import Mutate
 
 CORPUS = Path(__file__).parent / "corpus"
 _AGAIN = 8
+_DRAWN = 20
+_POOL = 1_000
+_SMALLER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Makes inputs, the same for the same ``rng``.
+
+    :param share: one in so many is made by hypothesis.
+    """
+
+    name: str
+    seeds: Sequence[bytes]
+    grammar: Inputs
+    mutate: Mutate
+    share: int = 50
+
+    def inputs(self, rng: Random) -> Iterator[bytes]:
+        """Yield what is kept, then the seeds, then ever new ones."""
+        pool = [*kept(self.name), *self.seeds]
+        yield from pool
+        while True:
+            made: list[bytes] = []
+            drawn(self.grammar, _DRAWN, rng.getrandbits(64), made.append)
+            yield from made
+            pool += made
+            for _ in range(len(pool) - _POOL):
+                pool.pop(rng.randrange(len(pool)))
+            for _ in range(_DRAWN * (self.share - 1)):
+                yield self.mutate(rng, pool)
+
+    @property
+    def least(self) -> int:
+        """Return how many inputs there are before those that are made."""
+        return len(kept(self.name)) + len(self.seeds) + _DRAWN
 
 
 @dataclass(frozen=True)
@@ -32,18 +76,15 @@ class Target:
     :param quiet: loggers that tell of bad input, as they should.
     """
 
-    name: str
-    seeds: Sequence[bytes]
-    make: Make
+    source: Source
     check: Callable[[bytes], Any]
     count: int
     quiet: tuple[str, ...] = ()
 
-    def inputs(self, rng: Random) -> Iterator[bytes]:
-        """Yield what is kept, then the seeds, then ever new ones."""
-        yield from chain(kept(self.name), self.seeds)
-        while True:
-            yield self.make(rng)
+    @property
+    def name(self) -> str:
+        """Return its name, which is that of its corpus."""
+        return self.source.name
 
 
 @dataclass
@@ -71,20 +112,15 @@ class Failure(Exception):
 
 def kept(name: str) -> list[bytes]:
     """Return the inputs in the corpus of a target."""
-    path = CORPUS / f"{name}.json"
-    if not path.exists():
-        return []
-    return [one["input"].encode("latin-1") for one in json.loads(path.read_text("utf-8"))]
+    return [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
 
 
 def keep(name: str, data: bytes, was: str) -> None:
     """Put an input into the corpus of a target, unless it is there."""
-    path = CORPUS / f"{name}.json"
-    cases = json.loads(path.read_text("utf-8")) if path.exists() else []
-    text = data.decode("latin-1")
-    if all(case["input"] != text for case in cases):
-        cases.append({"input": text, "was": was})
-        path.write_text(json.dumps(cases, indent=1) + "\n", "utf-8")
+    if data not in kept(name):
+        words = "-".join(re.findall(r"[a-z0-9]+", was.lower()))[:60]
+        (CORPUS / name).mkdir(parents=True, exist_ok=True)
+        (CORPUS / name / f"{words}-{zlib.crc32(data):08x}").write_bytes(data)
 
 
 @contextmanager
@@ -113,23 +149,22 @@ def attempt(target: Target, data: bytes, *, twice: bool = False) -> None:
 
 def run(target: Target, rng: Random, count: int) -> int:
     """Try ``count`` inputs or what the corpus and the seeds have; return how many it were."""
-    at_least = len(kept(target.name)) + len(target.seeds)
-    tried = 0
+    count = max(count, target.source.least)
     with hushed(target.quiet):
-        for data in target.inputs(rng):
-            attempt(target, data, twice=tried % _AGAIN == 0)
-            tried += 1
-            if tried >= max(count, at_least):
-                break
-    return tried
+        for tried, data in enumerate(islice(target.source.inputs(rng), count)):
+            try:
+                attempt(target, data, twice=tried % _AGAIN == 0)
+            except Failure as failure:
+                raise smaller(target, failure) from failure.error
+    return count
 
 
 def smaller(target: Target, failure: Failure) -> Failure:
-    """Return the same failure of an input from which nothing can be left out."""
-    size = len(failure.data) // 2
-    while size:
+    """Return the same failure of an input from which nothing can be left out, or nearly."""
+    size, ends = len(failure.data) // 2, time.monotonic() + _SMALLER_SECONDS
+    while size and time.monotonic() < ends:
         begin = 0
-        while begin < len(failure.data):
+        while begin < len(failure.data) and time.monotonic() < ends:
             shorter = failure.data[:begin] + failure.data[begin + size :]
             try:
                 attempt(target, shorter)

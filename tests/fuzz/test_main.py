@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -12,15 +11,23 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
-from syncserver import configtoml, position, strict_json
-from syncserver.handlers import frames, sockjs_framing
+from syncserver import configtoml, filters, position, strict_json
+from syncserver.handlers import connection, frames, sockjs_framing
 from syncserver.protocols import rohrpost
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import target as targets
-from tests.fuzz.target import Failure, Target, run
+from tests.fuzz.grammar import VALUES
+from tests.fuzz.mutation import json_like
+from tests.fuzz.target import Failure, Source, Target, run
 
 ROOT = Path(__file__).parents[2]
+_peer_closes = connection.Connection._peer_closes
+
+
+def _without_a_code(self: connection.Connection, code: int | None) -> None:
+    _peer_closes(self, None)
 
 
 def test_it_tries_a_target_for_a_while_and_says_how_many_inputs_it_were() -> None:
@@ -44,15 +51,39 @@ def test_what_fails_is_made_small_kept_once_and_ends_it_with_1(
         if b"!" in data:
             raise KeyError("bang")
 
-    made = Target("made", [], lambda rng: b"some ! input", check, 10)
+    source = Source("made", [b"some ! input"], st.just(b""), lambda rng, pool: b"!")
     monkeypatch.setattr(targets, "CORPUS", tmp_path)
-    monkeypatch.setattr(fuzz, "TARGETS", {"made": made})
+    monkeypatch.setattr(fuzz, "TARGETS", {"made": Target(source, check, 10)})
+    monkeypatch.setattr(fuzz, "SOURCES", {"made": source})
     monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0.1", "--target", "made"])
     assert fuzz.main() == 1
-    assert json.loads((tmp_path / "made.json").read_text("utf-8")) == [
-        {"input": "!", "was": "KeyError: 'bang'"}
-    ]
+    [kept] = (tmp_path / "made").iterdir()
+    assert kept.read_bytes() == b"!"
+    assert kept.name.startswith("keyerror-bang-")
     assert "1 kinds of failure" in capsys.readouterr().out
+
+
+def test_the_printed_seed_gives_the_same_inputs_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[bytes]] = []
+
+    def check(data: bytes) -> None:
+        seen[-1].append(data)
+
+    source = Source("made", [b"seed"], VALUES.map(str.encode), json_like())
+    monkeypatch.setattr(fuzz, "TARGETS", {"made": Target(source, check, 10)})
+    monkeypatch.setattr(fuzz, "SOURCES", {"made": source})
+    arguments = ["fuzz", "--seconds", "0.3", "--target", "made"]
+    for more in ([], ["--seed"]):
+        if more:
+            more.append(capsys.readouterr().out.split()[1].rstrip(";"))
+        monkeypatch.setattr(sys, "argv", arguments + more)
+        seen.append([])
+        assert fuzz.main() == 0
+    shorter = min(map(len, seen))
+    assert shorter > 1
+    assert seen[0][:shorter] == seen[1][:shorter]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +95,11 @@ def test_what_fails_is_made_small_kept_once_and_ends_it_with_1(
         (rohrpost, "_pong", lambda data, asked: {"data": data}, "rohrpost"),
         (configtoml, "_MAX_DEPTH", 10_000, "config"),
         (frames, "_unmasked", lambda mask, payload: bytes(payload), "frames"),
+        (frames, "_BEFORE_SURROGATES", 0, "frames"),
+        (frames, "_PIECES", 1_023, "frames"),
+        (connection.Connection, "_peer_closes", _without_a_code, "connection"),
+        (strict_json, "MAX_INTEGER", 2**53, "json"),
+        (filters, "_LOGIC", {"and": "", "or": ""}, "filters"),
         (sockjs_framing, "_quoted", lambda text: b'"x"', "sockjs"),
     ],
 )

@@ -14,6 +14,8 @@ from typing import Any
 from syncserver import apikeys, grants
 
 SHORTEST = 24
+FEWEST = 6
+"""How many different characters a key or token has at least: a fuzz makes keys of ones."""
 
 _RUN = re.compile(rf"[a-z0-9]{{{SHORTEST},}}")
 _TRACEBACK = logging.Formatter()
@@ -30,7 +32,7 @@ class Noted:
 
     def note(self, text: object) -> None:
         """Note a key or token."""
-        if not isinstance(text, str) or len(text) < SHORTEST:
+        if not isinstance(text, str) or len(text) < SHORTEST or len(set(text)) < FEWEST:
             return
         if _RUN.fullmatch(text):
             self._tokens.add(text)
