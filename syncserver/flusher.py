@@ -64,6 +64,14 @@ class Flusher:
         else:
             callback()
 
+    def flush(self, session: Flushed) -> None:
+        """Write out one session before its turn."""
+        try:
+            self._count(session.flush(), 1)
+        except Exception:
+            logger.exception("Cannot write to %s", session)
+            session.abort(CloseCode.INTERNAL)
+
     def _turn(self) -> None:
         due, left = self._due, _BYTES_PER_TURN
         passed = same = 0

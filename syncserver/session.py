@@ -160,7 +160,11 @@ class Session(Client):
             self._oversize = total if total > self._max_outbox_bytes else 0
             self._entry = entry
         elif total > self._max_outbox_bytes + self._oversize:
-            self.abort(CloseCode.SLOW)
+            if self._in_flight:
+                self.abort(CloseCode.SLOW)
+            else:  # nothing is slow yet: much came in one turn of the loop
+                self._flusher.flush(self)
+                self.put(frame, entry)
             return
         self.pending = total
         before, extended = self._outbox, self._flusher.extended

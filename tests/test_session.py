@@ -254,7 +254,9 @@ async def test_what_comes_while_a_write_is_under_way_waits_and_is_joined() -> No
 async def test_an_outbox_over_its_bound_ends_the_session_once_and_nobody_waits() -> None:
     flusher = Flusher()
     slow, other = Peer(flusher=flusher, stalled=True), Peer(flusher=flusher)
-    for _ in range(10):
+    slow.session.put(SMALL)
+    await turns()
+    for _ in range(9):
         slow.session.put(SMALL)
     assert slow.session.open
     assert slow.session.pending == LIMITS.max_outbox_bytes
@@ -265,7 +267,7 @@ async def test_an_outbox_over_its_bound_ends_the_session_once_and_nobody_waits()
     assert slow.ends == [], "the end was told in the middle of a fan-out"
     await turns()
     assert slow.pipe.closes == [(CloseCode.SLOW, "")]
-    assert slow.pipe.texts == [], "what waits is given up, so that memory returns"
+    assert slow.pipe.texts == list(SMALL.texts), "what waits is given up, so that memory returns"
     assert slow.ends == [slow.session]
     assert len(other.pipe.texts) == 5
 
@@ -295,8 +297,50 @@ async def test_a_frame_larger_than_the_bound_goes_into_an_empty_outbox_alone() -
     assert len(peer.pipe.texts) == 2
     peer.session.put(SMALL)
     assert peer.session.open, "the huge one has left"
+    peer.pipe.stalled = True
     peer.session.put(huge)
     assert not peer.session.open
+
+
+async def test_who_reads_is_not_slow_however_much_comes_in_one_turn_of_the_loop() -> None:
+    peer = Peer()
+    numbered = [Frame((b"%04d" % number + b"x" * 80,)) for number in range(1_000)]
+    for frame in numbered:
+        peer.session.put(frame)
+        assert peer.session.pending <= LIMITS.max_outbox_bytes
+    await turns()
+    assert peer.session.open
+    assert peer.pipe.texts == [text for frame in numbered for text in frame.texts]
+    assert len(peer.pipe.writes) == 100, "ten at a time, as many as may wait"
+
+
+async def test_a_peer_that_stops_reading_in_the_midst_of_much_is_slow() -> None:
+    peer = Peer()
+    for _ in range(25):
+        peer.session.put(SMALL)
+    peer.pipe.stalled = True
+    for _ in range(15):
+        peer.session.put(SMALL)
+    assert not peer.session.open
+    await turns()
+    assert peer.pipe.closes == [(CloseCode.SLOW, "")]
+    assert peer.ends == [peer.session]
+
+
+async def test_a_transport_that_breaks_as_much_comes_ends_its_session_alone(
+    expected_log: ExpectedLog,
+) -> None:
+    flusher = Flusher()
+    broken, other = Peer(flusher=flusher), Peer(flusher=flusher)
+    broken.pipe.broken = True
+    with expected_log("syncserver.session", "Cannot write to"):
+        for _ in range(30):
+            broken.session.put(SMALL)
+            other.session.put(SMALL)
+        assert not broken.session.open
+        await turns()
+    assert broken.pipe.closes == [(CloseCode.INTERNAL, "")]
+    assert len(other.pipe.texts) == 30
 
 
 async def test_a_put_in_a_fan_out_never_calls_back() -> None:
@@ -400,7 +444,7 @@ async def test_waiting_for_room_ends_with_the_session(end: str) -> None:
         peer.session.put(SMALL)
     waiting = asyncio.ensure_future(peer.session.writable())
     await turns()
-    finish(peer.session, end)
+    finish(peer, end)
     assert await waiting is False
     assert asyncio.get_running_loop().time() == 0
 
@@ -490,17 +534,18 @@ async def test_a_transport_that_fails_at_the_last_write_is_closed_all_the_same(
 # The end.
 
 
-def finish(session: Session, how: str) -> None:
+def finish(peer: Peer, how: str) -> None:
     match how:
         case "close":
-            session.close(CloseCode.DRAIN, "r")
+            peer.session.close(CloseCode.DRAIN, "r")
         case "abort":
-            session.abort(CloseCode.NO_PONG)
+            peer.session.abort(CloseCode.NO_PONG)
         case "slow":
+            peer.pipe.stalled = True
             for _ in range(20):
-                session.put(SMALL)
+                peer.session.put(SMALL)
         case _:
-            session.connection_lost()
+            peer.session.connection_lost()
 
 
 async def test_closing_writes_what_waits_and_then_closes() -> None:
@@ -561,7 +606,7 @@ async def end_again_and_again(ends: Sequence[str], stalled: bool, between: int) 
     peer = Peer(stalled=stalled)
     peer.session.put(SMALL)
     for how in ends:
-        finish(peer.session, how)
+        finish(peer, how)
         assert not peer.session.open
         await turns(between)
     peer.session.connection_lost()
