@@ -2,7 +2,8 @@
 
 Each target gets the same inputs in the same order for the same ``--seed``, as many as there is
 time for. A failing input is made small and kept in ``tests/fuzz/corpus``, where each test run
-tries it first. Ends with 1 if anything failed.
+tries it first. The target ``lives`` has no inputs but steps, which are printed. Ends with 1 if
+anything failed.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from random import Random
 
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.conformance.test_lives import Lives
 from tests.fuzz.doors import BATCH, DOORS, Door, placed
 from tests.fuzz.table import SOURCES, TARGETS
 from tests.fuzz.target import Failure, Target, attempt, hushed, keep, smaller
 
 _SLICE_SECONDS = 10.0
 _BATCHES = 10
+LIVES = "lives"
+_LIVED = settings(
+    max_examples=20,
+    stateful_step_count=50,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
 
 
 def failures(target: Target, inputs: Iterator[bytes], seconds: float) -> Iterator[Failure | int]:
@@ -59,13 +73,30 @@ async def failures_at(
     yield tried
 
 
+def failing_lives(rng: Random, seconds: float) -> Iterator[Failure | int]:
+    """Yield what fails in lives of pages, step by step, and at the end how many there were."""
+    ends, lived = time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        machine = seed(rng.getrandbits(64))(type("AnyLives", (Lives,), {}))
+        lived += _LIVED.max_examples
+        try:
+            run_state_machine_as_test(machine, settings=_LIVED)
+        except Exception as error:  # noqa: BLE001  # told by who called, with its trace
+            story = "\n".join(getattr(error, "__notes__", ()))
+            yield Failure(LIVES, story.encode(), error, alone=False)
+    yield lived
+
+
 class Session:
     """What was tried and what failed."""
 
-    def __init__(self, names: Sequence[str], seed: int) -> None:
+    def __init__(self, names: Sequence[str], number: int) -> None:
         self.tried = dict.fromkeys(names, 0)
         self.known: set[str] = set()
-        self._inputs = {name: SOURCES[name].inputs(Random(f"{seed} {name}")) for name in names}
+        self._rngs = {name: Random(f"{number} {name}") for name in names}
+        self._inputs = {
+            name: SOURCES[name].inputs(rng) for name, rng in self._rngs.items() if name in SOURCES
+        }
 
     def hear(self, name: str, came: Failure | int) -> None:
         """Count, or keep what failed in a new way."""
@@ -82,9 +113,13 @@ class Session:
         """Try one target for a while."""
         if name in DOORS:
             asyncio.run(self._turn_at(DOORS[name], seconds))
+            return
+        if name == LIVES:
+            tried = failing_lives(self._rngs[name], seconds)
         else:
-            for came in failures(TARGETS[name], self._inputs[name], seconds):
-                self.hear(name, came)
+            tried = failures(TARGETS[name], self._inputs[name], seconds)
+        for came in tried:
+            self.hear(name, came)
 
     async def _turn_at(self, door: Door, seconds: float) -> None:
         async for came in failures_at(door, self._inputs[door.name], seconds):
@@ -95,11 +130,11 @@ def main() -> int:
     """Take turns with the targets, until the time is over."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--target", action="append", choices=list(SOURCES))
+    parser.add_argument("--target", action="append", choices=[*SOURCES, LIVES])
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     options = parser.parse_args()
     logging.getLogger().addHandler(logging.NullHandler())  # failures are told as such
-    names = options.target or list(SOURCES)
+    names = options.target or [*SOURCES, LIVES]
     print(f"seed {options.seed}; {', '.join(names)}", flush=True)
     session = Session(names, options.seed)
     ends = time.monotonic() + options.seconds

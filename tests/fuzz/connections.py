@@ -143,4 +143,4 @@ SOURCE = Source(
     frames_of(json_like(b'"callId":'), CALLS),
     share=20,
 )
-TARGETS = [Target(SOURCE, check_connection, 3_000)]
+TARGETS = [Target(SOURCE, check_connection, 2_000)]

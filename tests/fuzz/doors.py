@@ -374,13 +374,13 @@ def _socket(
 
 
 _SENDS = {
-    "backend": (_bytes_to(_backend, _check_http), 2_000),
+    "backend": (_bytes_to(_backend, _check_http), 1_500),
     "frontend": (_bytes_to(_frontend, _check_http), 1_000),
-    "websocket": (_socket("/ws"), 1_500),
-    "rohrpost-ws": (_socket("/rohrpost/"), 1_000),
-    "sockjs-ws": (_socket("/ws/sockjs/000/abc/websocket", _check_sockjs), 1_000),
-    "calls": (_calls, 6_000),
-    "posts": (_posts, 3_000),
+    "websocket": (_socket("/ws"), 1_000),
+    "rohrpost-ws": (_socket("/rohrpost/"), 750),
+    "sockjs-ws": (_socket("/ws/sockjs/000/abc/websocket", _check_sockjs), 750),
+    "calls": (_calls, 4_500),
+    "posts": (_posts, 2_500),
     "polls": (_polls, 250),
 }
 DOORS = {

@@ -64,4 +64,4 @@ def _plain(one: Any) -> Any:
 
 
 SOURCE = Source("frames", FRAME_SEEDS, grammar_frames.FRAMES, bytes_like(), share=25)
-TARGETS = [Target(SOURCE, check_frames, 12_000)]
+TARGETS = [Target(SOURCE, check_frames, 10_000)]

@@ -51,7 +51,7 @@ _KINDS: dict[str, Texts] = {"int": _WHOLE, "float": _NUMBERS, "bool": _BOOLS}
 _NOT_GIVEN = ("key_file",)
 SETTINGS: dict[tuple[str, str], Texts] = {
     (group, one_field.name): {**_KINDS, **_NAMED}[
-        one_field.name if one_field.name in _NAMED else str(one_field.type)
+        one_field.name if one_field.name in _NAMED else str(one_field.type).split(" ")[0]
     ]
     for group, of in _GROUPS.items()
     for one_field in fields(of)

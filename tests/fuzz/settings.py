@@ -285,9 +285,9 @@ def mutate_file(rng: Random, pool: Sequence[bytes]) -> bytes:
 
 
 TARGETS = [
-    Target(Source("config", FILES, grammar.FILES, mutate_file, share=20), check_config, 1_500),
-    Target(Source("overrides", OVERRIDES, grammar.OVERRIDES, json_like()), check_overrides, 4_000),
+    Target(Source("config", FILES, grammar.FILES, mutate_file, share=20), check_config, 1_000),
+    Target(Source("overrides", OVERRIDES, grammar.OVERRIDES, json_like()), check_overrides, 3_000),
     Target(Source("engines", ENGINES, grammar.ENGINES, bytes_like()), check_engine_url, 5_000),
-    Target(Source("keys", KEYS, grammar.KEYS, bytes_like()), check_key, 10_000),
-    Target(Source("addresses", ADDRESSES, grammar.ADDRESSES, bytes_like()), check_address, 10_000),
+    Target(Source("keys", KEYS, grammar.KEYS, bytes_like()), check_key, 14_000),
+    Target(Source("addresses", ADDRESSES, grammar.ADDRESSES, bytes_like()), check_address, 12_000),
 ]

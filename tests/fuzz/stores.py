@@ -177,7 +177,7 @@ REDIS = texts(
 _TELLING = ("syncserver.entries", "syncserver.pubsub")
 
 TARGETS = [
-    Target(Source("entries", ENTRIES, near(ENTRIES), json_like()), check_entry, 12_000, _TELLING),
-    Target(Source("grants", GRANTS, near(GRANTS), json_like()), check_grant, 8_000),
-    Target(Source("redis", REDIS, near(REDIS), json_like(b'"5-0"', b"abc")), check_redis, 12_000),
+    Target(Source("entries", ENTRIES, near(ENTRIES), json_like()), check_entry, 14_000, _TELLING),
+    Target(Source("grants", GRANTS, near(GRANTS), json_like()), check_grant, 14_000),
+    Target(Source("redis", REDIS, near(REDIS), json_like(b'"5-0"', b"abc")), check_redis, 13_000),
 ]

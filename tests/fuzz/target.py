@@ -44,7 +44,7 @@ class Source:
     seeds: Sequence[bytes]
     grammar: Inputs
     mutate: Mutate
-    share: int = 50
+    share: int = 80
 
     def inputs(self, rng: Random) -> Iterator[bytes]:
         """Yield what is kept, then the seeds, then ever new ones."""

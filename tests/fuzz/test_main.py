@@ -63,6 +63,17 @@ def test_what_fails_is_made_small_kept_once_and_ends_it_with_1(
     assert "1 kinds of failure" in capsys.readouterr().out
 
 
+def test_a_life_that_goes_wrong_is_told_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.support.life.Life.narrowed", lambda *_: ["never sent"])
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0.1", "--target", "lives"])
+    assert fuzz.main() == 1
+    told = capsys.readouterr().out
+    assert "FAILED lives: AssertionError" in told
+    assert "state.begin(" in told
+
+
 def test_the_printed_seed_gives_the_same_inputs_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
