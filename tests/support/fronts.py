@@ -159,6 +159,10 @@ async def nginx_with(folder: Path, text: str, is_up: Callable[[], bool]) -> Asyn
     )
     command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(log)]
     async with running(command, log, is_up):
+        said = [line for line in log.read_text("utf-8").splitlines() if "[warn]" in line]
+        assert [
+            line for line in said if "deprecated" not in line
+        ] == []  # newer ones say it of http2
         yield
 
 
