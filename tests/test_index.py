@@ -19,8 +19,6 @@ from syncserver.dealers.pins import Bucket, Column, Node, Pin
 from syncserver.filters import Filter, parse
 from tests.support.expressions import EXPRESSIONS, ROWS
 
-pytestmark = pytest.mark.core
-
 FEW_EXPRESSIONS = st.sampled_from(
     [
         *(["==", path, value] for path in ("a", "b", "a.b") for value in (1, True, "a", None)),
@@ -214,6 +212,7 @@ def test_nothing_is_kept_when_all_are_gone_in_any_order(name: str) -> None:
     assert is_empty(index)
 
 
+@pytest.mark.core
 def test_a_filter_of_many_items_is_looked_at_once() -> None:
     index: Index[int] = Index()
     for number in range(1000):
@@ -225,6 +224,7 @@ def test_a_filter_of_many_items_is_looked_at_once() -> None:
     assert is_empty(index)
 
 
+@pytest.mark.core
 def test_an_equality_that_all_share_is_divided_by_what_differs() -> None:
     index: Index[int] = Index()
     for number in range(1000):
@@ -236,6 +236,7 @@ def test_an_equality_that_all_share_is_divided_by_what_differs() -> None:
     assert index.examined <= 3
 
 
+@pytest.mark.core
 def test_the_smallest_bucket_is_taken() -> None:
     index: Index[int] = Index()
     for number in range(1000):
@@ -246,6 +247,7 @@ def test_the_smallest_bucket_is_taken() -> None:
     assert index.examined <= 1 + 2 * pins.BUCKET_PINS
 
 
+@pytest.mark.core
 def test_both_ends_of_a_range_may_stand_apart() -> None:
     index: Index[int] = Index()
     for number in range(1000):
@@ -255,6 +257,7 @@ def test_both_ends_of_a_range_may_stand_apart() -> None:
     assert index.examined == 1
 
 
+@pytest.mark.core
 def test_a_filter_with_more_ways_than_the_cap_is_found_by_some_of_its_terms() -> None:
     index: Index[int] = Index()
     pairs = [["or", ["==", f"{name}", 1], ["<", f"{name}", 0]] for name in "abcdefgh"]
@@ -266,6 +269,7 @@ def test_a_filter_with_more_ways_than_the_cap_is_found_by_some_of_its_terms() ->
     assert index.linear == 0
 
 
+@pytest.mark.core
 def test_lists_of_values_do_not_multiply_each_other() -> None:
     index: Index[int] = Index()
     values = list(range(100))
@@ -298,6 +302,7 @@ def parts() -> list[Any]:
     return [each for each in gc.get_objects() if isinstance(each, Pin | Bucket | Column | Node)]
 
 
+@pytest.mark.core
 def test_filters_with_one_part_in_common_are_divided_by_what_differs() -> None:
     index: Index[int] = Index()
     for number in range(1_000):
@@ -309,6 +314,7 @@ def test_filters_with_one_part_in_common_are_divided_by_what_differs() -> None:
     assert index.examined < 50
 
 
+@pytest.mark.core
 def test_many_paths_that_a_row_does_not_have_cost_it_nothing() -> None:
     index: Index[int] = Index()
     for number in range(1000):
@@ -318,6 +324,7 @@ def test_many_paths_that_a_row_does_not_have_cost_it_nothing() -> None:
     assert index.examined == 2
 
 
+@pytest.mark.core
 def test_a_dotted_name_of_a_row_is_no_path() -> None:
     index: Index[str] = Index()
     index.add(parse(["==", "a.b", 1]), "inner")
@@ -327,6 +334,7 @@ def test_a_dotted_name_of_a_row_is_no_path() -> None:
     assert index.find({"a": {"b": 2}}) == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("long", ["x" * 300, "\U0010ffff" * 300, "é" * 256])
 def test_strings_that_differ_far_behind_are_told_apart_by_the_law(long: str) -> None:
     index: Index[str] = Index()
@@ -339,6 +347,7 @@ def test_strings_that_differ_far_behind_are_told_apart_by_the_law(long: str) -> 
     assert found == ["from a", "from b", "part b", "prefix b", "to b", "to c"]
 
 
+@pytest.mark.core
 def test_numbers_beyond_what_json_clients_keep_do_not_get_lost() -> None:
     index: Index[str] = Index()
     index.add(parse([">", "n", 1e300]), "huge")

@@ -10,8 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from syncserver.dealers.intervals import Intervals, _Node
 
-pytestmark = pytest.mark.core
-
 POINTS = st.integers(0, 12) | st.sampled_from([-1.5, 3.0, 3.5, float("inf"), -float("inf")])
 
 
@@ -73,6 +71,7 @@ def depth(intervals: Intervals[Any]) -> int:
     return deep
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("step", [1, -1])
 def test_no_order_of_insertions_makes_the_tree_deep(step: int) -> None:
     intervals: Intervals[object] = Intervals()
@@ -84,6 +83,7 @@ def test_no_order_of_insertions_makes_the_tree_deep(step: int) -> None:
     assert (len(intervals), intervals._root) == (0, None)
 
 
+@pytest.mark.core
 @given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3))), st.text(max_size=3))
 def test_strings_are_ordered_as_they_compare(pairs: list[tuple[str, str]], point: str) -> None:
     intervals: Intervals[object] = Intervals()
@@ -92,6 +92,7 @@ def test_strings_are_ordered_as_they_compare(pairs: list[tuple[str, str]], point
     assert set(map(id, intervals.at(point))) == expected
 
 
+@pytest.mark.core
 def test_a_wide_interval_does_not_make_a_point_look_at_narrow_ones() -> None:
     intervals: Intervals[object] = Intervals()
     wide = [intervals.setdefault(-n, 100_000, object) for n in range(5)]
