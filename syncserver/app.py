@@ -6,6 +6,7 @@ table here; a row is imported only when it is chosen.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import logging
@@ -50,6 +51,17 @@ PROTOCOLS = {
 SOCKJS = {"/ws/sockjs": "native"}
 
 # Other routes, some of them of the backend, which may stand behind the same door.
+_SHARED_LIMITS = (
+    "grant_seconds",
+    "idempotency_seconds",
+    "max_grants",
+    "max_grants_bytes",
+    "reorder_seconds",
+    "resume_seconds",
+    "retention_bytes",
+    "retention_entries",
+    "retention_seconds",
+)
 _TAKEN = (EVENTS_PATH, *BACKEND_PATHS)
 
 # What --app makes itself.
@@ -75,6 +87,17 @@ def make_engine(config: Config) -> Engine:
     make, address = engine_class(config), [config.engine] if ":" in config.engine else []
     engine: Engine = make(config.limits, *address)
     return engine
+
+
+def shared_settings(config: Config) -> str:
+    """Return a digest of what has to be the same for all processes of one store."""
+    services = [
+        (name, one.type, one.client_publish, sorted(one.dealers.items()))
+        for name, one in sorted(config.services.items())
+    ]
+    limits = [getattr(config.limits, name) for name in _SHARED_LIMITS]
+    text = repr((services, sorted(config.models.items()), limits))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def engine_class(config: Config) -> Any:

@@ -216,6 +216,7 @@ async def _serve(
 ) -> int:
     if engine is not None:
         await engine.open()
+        engine.compare(app.shared_settings(settings.config))
     server = app.make_server(
         settings.config,
         registries,

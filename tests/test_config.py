@@ -21,7 +21,7 @@ import pytest
 import trustme
 
 from syncserver.apikeys import OPERATIONS, ApiKey, Secret
-from syncserver.app import KNOWN, make_engine
+from syncserver.app import KNOWN, make_engine, shared_settings
 from syncserver.config import (
     Backend,
     Config,
@@ -966,3 +966,25 @@ def test_starts_at_the_same_time_agree_on_one_key(tmp_path: Path) -> None:
 
 def test_the_example_of_the_how_to_is_whole() -> None:
     assert set(tomllib.loads(example())) == {"frontend", "backend", "limits", "models", "services"}
+
+
+def test_what_nodes_must_have_alike_is_compared_and_nothing_else(
+    tmp_path: Path, write: Write
+) -> None:
+    dealers = '[services.d]\ntype = "datasync"\n'
+    a = '[services.d.dealers.A]\ntype = "broadcast"\nmodel = "Task"\n'
+    b = '[services.d.dealers.B]\ntype = "keyed"\nmodel = "Task"\nkey = "x"\n'
+
+    def digest(text: str) -> str:
+        return shared_settings(load(write(text), environ(tmp_path)))
+
+    first = digest(dealers + a + b)
+    of_its_own = "[limits]\nmax_connections = 5\n[log]\nlevel = 'debug'"
+    assert digest(dealers + b + a + of_its_own) == first
+    others = [
+        dealers + a,
+        dealers + a + b.replace('"x"', '"y"'),
+        dealers + a + b + "[limits]\nretention_seconds = 5",
+        dealers + a + b + '[models.Task]\nkey = "pk"',
+    ]
+    assert len({first, *map(digest, others)}) == 1 + len(others)

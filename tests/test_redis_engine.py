@@ -1153,6 +1153,39 @@ async def test_one_key_that_is_evicted_costs_a_refetch_and_no_connection(
                 assert (await peer.notice("refetch"))["reason"] == "epoch"
 
 
+async def test_nodes_with_other_settings_are_warned_of_once_and_others_are_not(
+    server: Valkey,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_log: ExpectedLog,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("syncserver.engines.redis_nodes._LOOK_SECONDS", 0.05)
+
+    def looks() -> int:
+        stats = admin(server, "INFO", "commandstats")
+        return int(stats.get("cmdstat_zcount", {"calls": 0})["calls"])
+
+    async with engine_on(server) as one, engine_on(server) as same:
+        one.compare("a")
+        await until(lambda: looks() > 2)
+        same.compare("a")
+        seen = looks()
+        await until(lambda: looks() > seen + 8)
+        assert "other settings" not in caplog.text
+        with expected_log("syncserver.engine", "other settings"):
+            async with engine_on(server) as other:
+                other.compare("b")
+                await until(lambda: caplog.text.count("other settings") == 3)
+                seen = looks()
+                await until(lambda: looks() > seen + 12)
+        assert caplog.text.count("other settings") == 3, "once by each"
+    async with engine_on(server) as again:
+        again.compare("c")
+        seen = looks()
+        await until(lambda: looks() > seen + 5)
+    assert caplog.text.count("other settings") == 3, "those are gone"
+
+
 # The start.
 
 

@@ -182,6 +182,12 @@ class Engine(ABC):
         """
         return
 
+    def compare(self, settings: str) -> None:  # noqa: B027  # only a shared store has others
+        """Warn in the log, from now on, of processes of this store with other settings.
+
+        :param settings: a digest of what has to be the same for all.
+        """
+
     async def check(self) -> None:
         """Raise Unavailable when the store is out of reach; used for ``/ready``."""
         return

@@ -37,6 +37,7 @@ from syncserver.engines.redis_appends import Appends, Keys, milliseconds, new_ma
 from syncserver.engines.redis_flights import Calls
 from syncserver.engines.redis_grants import DROPPED_AT_ONCE, PUT, RELEASE, RENEW, REVOKE, TAKE
 from syncserver.engines.redis_link import Links, unavailable
+from syncserver.engines.redis_nodes import Nodes
 from syncserver.engines.redis_reader import Reader, chained
 from syncserver.engines.redis_scripts import HEAD, READ, SINCE
 from syncserver.errors import PositionLost, RefetchReason, TooManyGrants, Unavailable
@@ -68,6 +69,7 @@ class RedisEngine(Engine):
         self._keys = Keys(self._links.prefix, self._limits)
         self._calls = Calls(self._links)
         self._appends = Appends(self._links, self._keys)
+        self._nodes = Nodes(self._calls, self._keys.key("n", "settings"))
         self._readers: dict[str, Reader] = {}
 
     async def open(self) -> None:
@@ -192,7 +194,11 @@ class RedisEngine(Engine):
                 raise unavailable(answer)
         raise Unavailable(_STRANGE)
 
+    def compare(self, settings: str) -> None:
+        self._nodes.start(settings)
+
     async def close(self) -> None:
+        await self._nodes.close()
         for reader in self._readers.values():
             await reader.close()
         await self._appends.close()

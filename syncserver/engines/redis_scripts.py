@@ -14,6 +14,9 @@ that what a script names for itself is in the slot of its ``KEYS``:
     and all after it have the rest of the sum. They say how far to trim without reading entries.
 ``i:STREAM:KEY``, ``a:CALL``
     text: what an append with this key, or this very call, was answered.
+``n:settings``
+    sorted set: digests of the settings of nodes, by the time at which they were left.
+
 Those of grants are in ``redis_grants``.
 
 A script that fails has written nothing: it reads first, and Redis refuses its first write or
@@ -223,4 +226,19 @@ return found
 """
 )
 
-ALL = (APPEND, HEAD, SINCE, READ)
+# KEYS: digests by the time they were left. ARGV: digest, time since which the asker is there or "",
+# ms to remember. Returns that time, and how many other digests were left after it.
+MEET = Script.of(
+    """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local begun = tonumber(ARGV[2]) or now
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', now - ARGV[3]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local found = redis.call('ZCOUNT', KEYS[1], string.format('(%.0f', begun), '+inf')
+return {string.format('%.0f', begun), now > begun and found - 1 or found}
+"""
+)
+
+ALL = (APPEND, HEAD, SINCE, READ, MEET)
