@@ -80,7 +80,7 @@ class Heard:
         return [entry.data for entry in self.entries]
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 25.0) -> None:
     """Look again and again, leaving the processor to the server."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -498,7 +498,7 @@ async def second_try(server: Valkey, call: Any) -> Any:
 
 
 async def test_a_call_that_is_made_twice_is_done_once(server: Valkey) -> None:
-    async with engine_on(server, options="timeout_seconds=0.1") as engine:
+    async with engine_on(server, options="timeout_seconds=0.3") as engine:
         start = await engine.head("s")
         before = admin(server, "INFO", "commandstats")["cmdstat_evalsha"]["calls"]
         position = await second_try(server, engine.append("s", b"once"))
