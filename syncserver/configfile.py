@@ -217,11 +217,16 @@ def _service(table: Table, known: Known) -> ServiceConfig:
     )
 
 
+_A_FIELD = 'name the field of its rows that a query gives, as in key = "entryId"'
+_A_MODEL = 'name the rows that it shows, as in model = "Task"'
+
+
 def _dealer(table: Table, known: Known) -> DealerConfig:
     type_ = _type(table, known.dealers, ("type", "model"))
-    key = table.name("key") if "key" in known.dealers[type_] else None
+    needs_key = "key" in known.dealers[type_]
+    key = table.name("key", hint=_A_FIELD) if needs_key else None
     if type_ not in known.fixed_models:
-        return DealerConfig(type=type_, model=table.name("model"), key=key)
+        return DealerConfig(type=type_, model=table.name("model", hint=_A_MODEL), key=key)
     if "model" in table.content:
         raise table.error("model", f'does not go with type "{type_}"; take it out')
     return DealerConfig(type=type_, model=known.fixed_models[type_], key=key)

@@ -30,6 +30,8 @@ _KINDS = {
     dict: "a table",
 }
 
+_FOUND_KINDS = _KINDS | {float: "a number with a point"}
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -142,7 +144,7 @@ def _steps(key: str) -> tuple[str | int, ...]:
 
 
 def _kind_of(value: object) -> str:
-    return _KINDS.get(type(value), "a date or time")
+    return _FOUND_KINDS.get(type(value), "a date or time")
 
 
 def shown(key: str) -> str:

@@ -59,10 +59,10 @@ def _read_key(table: Table, place: str, value: object, find: Callable[[str], Api
 
 def _read_entry(entry: Table, find: Callable[[str], ApiKey]) -> ApiKey:
     entry.only(("id", "key", "operations", "expires"))
-    name = entry.name("id")
+    name = entry.name("id", hint='name the key, as in id = "reporting"')
     if not _ID.fullmatch(name):
         raise entry.error("id", "must be 1 to 64 letters, digits, dots, dashes or underscores")
-    key = entry.checked("key", entry.name("key"), find)
+    key = entry.checked("key", entry.name("key", hint="write the key, env:NAME or file:PATH"), find)
     operations: tuple[str, ...] = OPERATIONS
     if "operations" in entry.content:
         operations = entry.each("operations", _check_operation)

@@ -411,7 +411,7 @@ LARGEST = 2**53
         ),
         (
             "[limits]\nmax_items = 1.5",
-            "[limits] max_items: must be a whole number, not a number",
+            "[limits] max_items: must be a whole number, not a number with a point",
         ),
         (
             "[limits]\nmax_items = true",
@@ -470,13 +470,19 @@ LARGEST = 2**53
             '[services.s]\ntype = "pubsub"\n[services.s.dealers.D]\ntype = "filter"',
             '[services.s] dealers: does not go with type "pubsub"; take it out',
         ),
-        (f'{DEALER}type = "filter"', f"{IN_DEALER} model: missing; it has no default"),
+        (
+            f'{DEALER}type = "filter"',
+            f'{IN_DEALER} model: missing; name the rows that it shows, as in model = "Task"',
+        ),
         (f'{DEALER}model = "M"', f"{IN_DEALER} type: missing; known: broadcast, keyed, filter"),
         (
             f'{DEALER}type = "keyd"\nmodel = "M"',
             f'{IN_DEALER} type: unknown type "keyd"; did you mean "keyed"?',
         ),
-        (f'{DEALER}type = "keyed"\nmodel = "M"', f"{IN_DEALER} key: missing; it has no default"),
+        (
+            f'{DEALER}type = "keyed"\nmodel = "M"',
+            f"{IN_DEALER} key: missing; name the field of its rows",
+        ),
         (
             f'{DEALER}type = "broadcast"\nmodel = "M"\nkey = "k"',
             f'{IN_DEALER} key: does not go with type "broadcast"; take it out',
@@ -754,8 +760,8 @@ def test_one_key_in_two_places_is_one_key(write: Write) -> None:
     [
         ("3", "api_keys[0]: must be a string, not a whole number"),
         ('"sha256:abc"', "api_keys[0]: sha256: must be followed by 64 hexadecimal digits; make"),
-        ('{key = "file:key"}', "[backend.api_keys[0]] id: missing; it has no default"),
-        ('{id = "a"}', "[backend.api_keys[0]] key: missing; it has no default"),
+        ('{key = "file:key"}', "[backend.api_keys[0]] id: missing; name the key"),
+        ('{id = "a"}', "[backend.api_keys[0]] key: missing; write the key, env:NAME or file:PATH"),
         ('{id = "a b", key = "file:key"}', "[backend.api_keys[0]] id: must be 1 to 64 letters"),
         ('{id = "a", key = "x"}', "[backend.api_keys[0]] key: shorter than 32 characters; make"),
         ('{id = "a", kye = "x"}', '[backend.api_keys[0]] kye: unknown key; did you mean "key"?'),
