@@ -491,7 +491,7 @@ async def second_try(server: Valkey, call: Any) -> Any:
     """Let the first try of a call time out, and both tries arrive together."""
     server.signal(signal.SIGSTOP)
     task = asyncio.ensure_future(call)
-    await asyncio.wait([task], timeout=0.15)  # the first of the two has 0.1 seconds
+    await asyncio.wait([task], timeout=0.45)  # the first of the two has 0.3 seconds
     assert not task.done()
     server.signal(signal.SIGCONT)
     return await task
