@@ -20,7 +20,7 @@ export class SyncError extends Error {
   /**
    * The server's (docs/reference/codes), or one made here: `disconnected`, `closed`, `timeout`,
    * `queue_full`, `cancelled`, `not_subscribed`, `already_acquired`, `malformed`,
-   * `unknown_service`.
+   * `too_large`, `unknown_service`.
    */
   readonly code: string;
   readonly reason: string | undefined;
@@ -61,6 +61,8 @@ export interface SyncServerOptions<C extends ServiceClasses = ServiceClasses> {
   maxBackoff?: number;
   /** Default 30,000 ms; 0 for none. */
   callTimeout?: number;
+  /** The longest message that is sent, the server's `limits.max_message_bytes`; default 65,536. */
+  maxMessageBytes?: number;
   /** How many messages may wait for the connection; default 100. */
   maxQueue?: number;
   random?: () => number;

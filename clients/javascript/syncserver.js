@@ -113,12 +113,16 @@ export class SyncServer extends Emitter {
 
   /**
    * For services: send, or queue until the connection is open. Throws a SyncError (`closed`,
-   * `queue_full`, `malformed`). The parcel returned says whether it was `sent`.
+   * `queue_full`, `malformed`, `too_large`). The parcel returned says whether it was `sent`.
    */
   transmit(service, message) {
     if (!this.isActive) throw new SyncError("The connection is closed", { code: "closed" });
     const parcel = { text: JSON.stringify({ service, message }), sent: false };
     if (HALF_CHARACTER.test(parcel.text)) throw malformed("A text with half a character");
+    // The server would close the connection, and again when a subscription is sent again.
+    if (bytesOf(parcel.text) > this.#options.maxMessageBytes) {
+      throw new SyncError("The message is longer than `maxMessageBytes`", { code: "too_large" });
+    }
     if (this.isOpen) {
       this.#dispatch(parcel);
     } else if (this.#queue.size >= this.#options.maxQueue) {
@@ -274,6 +278,7 @@ function withDefaults({
   minBackoff = 250,
   maxBackoff = 30_000,
   callTimeout = 30_000,
+  maxMessageBytes = 65_536, // the server's limits.max_message_bytes
   maxQueue = 100, // well below what a server takes at once (limits.max_inbox_messages)
   random = Math.random,
   now = () => performance.now(),
@@ -284,8 +289,8 @@ function withDefaults({
   if (typeof WebSocket !== "function") {
     throw new TypeError("There is no global WebSocket: pass a class as option `WebSocket`");
   }
-  return { services, WebSocket, keepUrl, minBackoff, maxBackoff, callTimeout, maxQueue, random,
-    now, setTimeout, clearTimeout, debug };
+  return { services, WebSocket, keepUrl, minBackoff, maxBackoff, callTimeout, maxMessageBytes,
+    maxQueue, random, now, setTimeout, clearTimeout, debug };
 }
 
 function socketUrl(url) {
@@ -294,6 +299,10 @@ function socketUrl(url) {
   if (!/^wss?:$/.test(resolved.protocol)) throw new TypeError(`Not a WebSocket URL: ${url}`);
   resolved.hash = ""; // WebSocket refuses fragments
   return resolved.href;
+}
+
+function bytesOf(text) {
+  return new TextEncoder().encode(text).length;
 }
 
 function parseEnvelope(text) {

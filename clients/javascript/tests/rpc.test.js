@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { RPCService, SyncError, stableStringify } from "../syncserver.js";
+import { PubSub, RPCService, SyncError, stableStringify } from "../syncserver.js";
 import { outcomeOf, recorder, rig, settled } from "./support.js";
 
 function open(options) {
@@ -116,6 +116,18 @@ test("half a character, which a server cannot read, is refused and not sent", as
     calc.call("a", { whole }).catch(() => {});
     assert.equal(socket.sent.at(-1).message.params.whole, whole);
   }
+});
+
+test("a message longer than the server takes is refused and not sent", async () => {
+  const { server, socket } = rig({ calc: RPCService, pubsub: PubSub }, { maxMessageBytes: 200 });
+  socket.open();
+  const { calc, pubsub } = server.services;
+  assert.equal((await outcomeOf(calc.call("a", { x: "\u00e9".repeat(100) }))).error.code, "too_large");
+  assert.deepEqual(socket.sent, []);
+  calc.call("a", { x: "e".repeat(100) }).catch(() => {});
+  assert.equal(socket.sent.length, 1);
+  assert.equal((await outcomeOf(pubsub.subscribe("c".repeat(200)))).error.code, "too_large");
+  assert.equal(socket.sent.length, 1);
 });
 
 test("params are sent as they were when the call was made", () => {
