@@ -266,12 +266,12 @@ def check_engine(text: str, known: Known) -> str:
     A refusal shows the scheme alone: what follows it may hold a password.
     """
     name = text.partition(":")[0]
-    address = text.partition("://")[2]
+    address = text.removeprefix(f"{name}://")
     if name not in known.engines:
         raise ConfigError(f"unknown engine {json.dumps(name)}; {suggest(name, known.engines)}")
     if name == MEMORY and text != MEMORY:
         raise ConfigError(f'"{MEMORY}" has no address; write "{MEMORY}" alone')
-    if name != MEMORY and not address:
+    if name != MEMORY and address in ("", text):
         raise ConfigError(f'"{name}" needs an address; write "{name}://" and where it is')
     return text
 

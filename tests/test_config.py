@@ -359,6 +359,7 @@ LARGEST = 2**53
         ),
         ('engine = "redis"', 'engine: "redis" needs an address; write "redis://" and where it is'),
         ('engine = "redis:x"', 'engine: "redis" needs an address; write "redis://" and where it'),
+        ('engine = "redis:u://h"', 'engine: "redis" needs an address; write "redis://" and where'),
         ('engine = "redis://"', 'engine: "redis" needs an address; write "redis://" and where it'),
         ('engine = "memory://x"', 'engine: "memory" has no address; write "memory" alone'),
         (

@@ -191,7 +191,6 @@ class RPCService(Service):
 
     def process_request(self, request: Request) -> Awaitable[None] | None:
         """Run the command of a request; what it raises becomes the answer."""
-        logger.debug("%s.%s", self.name, request.command)
         try:
             method = self._bind(request)
             result = method(self, request, **request.params)
@@ -204,7 +203,8 @@ class RPCService(Service):
 
     def _bind(self, request: Request) -> Callable[..., Any]:
         if request.command not in self.rpc_commands:
-            raise UnknownCommand
+            raise UnknownCommand  # not logged: what is no name may be a token
+        logger.debug("%s.%s", self.name, request.command)
         # Of the class: an attribute of the instance, such as ``name``, may be called the same.
         method: Callable[..., Any] = getattr(type(self), request.command)
         wanted = getattr(method, "__operation__", None)

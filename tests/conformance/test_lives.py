@@ -151,6 +151,7 @@ class Lives(RuleBasedStateMachine):
     def close(self, number: int) -> None:
         if found := self.connected(number):
             found[0].may_close.add(_NORMAL)
+            self.run(self.do(found[1].resume))  # who closes reads what comes until the end
             self.run(self.do(found[1].feed, client_frame(0x88, _NORMAL.to_bytes(2, "big"))))
 
     @rule()

@@ -63,7 +63,7 @@ async def failures_at(
     while made or time.monotonic() < ends:
         made = made or list(islice(inputs, _BATCHES * BATCH))
         try:
-            async with placed() as place:  # another daemon after each failure
+            async with placed(**door.limits) as place:  # another daemon after each failure
                 while made:
                     batch, made = made[:BATCH], made[BATCH:]
                     tried += len(batch)

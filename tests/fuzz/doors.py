@@ -13,26 +13,27 @@ import secrets
 import socket
 import struct
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from syncserver import strict_json
 from syncserver.config import Limits, ProtocolConfig
 from syncserver.errors import CloseCode
 from syncserver.handlers import frames
 from syncserver.handlers import sockjs_framing as framing
 from tests.fuzz import oracles, redis_bytes, requests
 from tests.fuzz.client_frames import pieces
+from tests.fuzz.parsers import read_by_a_client
 from tests.fuzz.requests import STREAM, TOKEN
 from tests.fuzz.target import Failure, Source
-from tests.support.daemon import Daemon, Peer, serving, settings, until
+from tests.support.daemon import Daemon, Peer, serving, settings
 
 BATCH = 64
 _PATIENCE_SECONDS = 0.05
 _HANG_SECONDS = 20.0
+_LOOK_SECONDS = 0.01
 _RUDE = 8
 _MUCH = 65_536
 _PRESCRIBED = (  # with 500, by the protocol of SockJS
@@ -49,7 +50,7 @@ _LIMITS = {
     "wrong_keys_per_minute": _MANY,
     "messages_per_second": _MANY,
     "max_message_burst": _MANY,
-    "disconnect_seconds": 5.0,
+    "disconnect_seconds": 0.2,
     "ping_seconds": 1.0,  # ends what has more to read behind it, where Tornado sees no end
     "pong_seconds": 0.9,
 }
@@ -116,9 +117,9 @@ async def _stream_of(daemon: Daemon, token: str) -> str:
 
 
 @asynccontextmanager
-async def placed() -> AsyncIterator[Place]:
+async def placed(**limits: float) -> AsyncIterator[Place]:
     """Run a daemon that lets everybody in."""
-    config = settings(origins=["*"], **_LIMITS)
+    config = settings(origins=["*"], **{**_LIMITS, **limits})
     config = replace(config, protocols={"rohrpost": ProtocolConfig()})
     watch = Watch()
     loggers = [logging.getLogger(name) for name in _LOGGERS]
@@ -141,11 +142,13 @@ class Door:
 
     :param send: gives inputs to the daemon and fails if something does not hold.
     :param count: how many inputs are tried in CI.
+    :param limits: settings that are others than those of all doors.
     """
 
     source: Source
     send: Callable[[Place, Sequence[bytes]], Awaitable[None]]
     count: int
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -156,7 +159,9 @@ class Door:
         """Try so many inputs, the corpus and the seeds first; return how many it were."""
         inputs = self.source.inputs(rng)
         made = list(itertools.islice(inputs, max(count, self.source.least)))
-        async with placed() as place:  # to make them takes longer than a canary holds its breath
+        async with placed(
+            **self.limits
+        ) as place:  # to make them takes longer than a canary holds its breath
             for begin in range(0, len(made), BATCH):
                 await self.attempt(place, made[begin : begin + BATCH])
         return len(made)
@@ -174,7 +179,9 @@ class Door:
     async def _try(self, place: Place, batch: Sequence[bytes]) -> None:
         await self.send(place, await place.filled(batch))
         await place.sing()
-        await until(lambda: place.daemon.frontend.sockets <= 1, _HANG_SECONDS)
+        async with asyncio.timeout(_HANG_SECONDS):
+            while place.daemon.frontend.sockets > 1:  # a second, where a ping has to find it out
+                await asyncio.sleep(_LOOK_SECONDS)
         gc.collect(1)  # an exception that nobody fetched is logged now
         place.watch.check()
 
@@ -333,7 +340,7 @@ async def _posts(place: Place, batch: Sequence[bytes]) -> None:
     async with _Posting.to(_backend(place.daemon)) as posting:
         for body in batch:
             status, answer = await posting.post("/backend", requests.KEYED, body)
-            message = strict_json.decode(answer)["message"]
+            message = read_by_a_client(answer)["message"]
             assert status in (200, 400), (status, message)
             _check_answer(message)
 
@@ -375,13 +382,13 @@ def _socket(
 
 _SENDS = {
     "backend": (_bytes_to(_backend, _check_http), 1_500),
-    "frontend": (_bytes_to(_frontend, _check_http), 1_000),
+    "frontend": (_bytes_to(_frontend, _check_http), 512),
     "websocket": (_socket("/ws"), 1_000),
     "rohrpost-ws": (_socket("/rohrpost/"), 750),
     "sockjs-ws": (_socket("/ws/sockjs/000/abc/websocket", _check_sockjs), 750),
     "calls": (_calls, 4_500),
     "posts": (_posts, 2_500),
-    "polls": (_polls, 250),
+    "polls": (_polls, 128, {"disconnect_seconds": 5.0}),  # it polls after it has sent all
 }
 DOORS = {
     one.name: one

@@ -110,14 +110,19 @@ def check_engine_url(data: bytes) -> str:
     text = data.decode("utf-8", "replace")
     try:
         check_engine(text, _KNOWN)
+        known = True
     except ConfigError as error:
-        _refused(error)
+        known = _refused(error) == ""
     try:
         RedisEngine(None, text)
     except ConfigError as error:
         return _refused(error)
+    if not known:
+        return "refused before"
     shown = Config(engine=text).shown_engine
-    assert "secret" not in shown or "secret" not in text.partition("://")[2].rpartition("@")[0]
+    scheme, _, address = text.partition("://")
+    assert scheme in _KNOWN.engines
+    assert "secret" not in shown or "secret" not in address.rpartition("@")[0]
     return shown
 
 
