@@ -153,6 +153,9 @@ async def test_a_restart_of_redis_disconnects_nobody_and_deliveries_go_on(
 ) -> None:
     async with cluster(tmp_path, "redis", 2) as some, followed(some) as (site, pages):
         assert isinstance(some.store, RedisStore)
+        # By default Redis puts off writing while the disk is busy, and a kill costs what it has
+        # acknowledged; nodes rightly call that a new log.
+        some.store.command("CONFIG", "SET", "appendfsync", "always")
         began = time.monotonic()
         await some.store.restart(0.5, lose=not keeps)
         back = time.monotonic()
