@@ -302,9 +302,10 @@ class Life:
         one.place, one.position, one.gathered = place, position, []
 
     def check_acquired(self, one: Subscription) -> None:
-        """A subscription that is over cannot be acquired."""
+        """A subscription that is over cannot be acquired, unless its cancel was never read."""
         gone_for = self.now - one.lost_at
-        assert one.ended is None, f"acquired though {one.ended}"
+        assert one.ended in (None, "cancelled"), f"acquired though {one.ended}"
+        one.ended = None
         assert gone_for < LIMITS.resume_seconds + _UNNOTICED_SECONDS, "acquired though expired"
 
     def check_refused(self, command: str, one: Subscription, code: str, reason: str | None) -> None:
