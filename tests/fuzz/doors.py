@@ -50,6 +50,7 @@ _LIMITS = {
     "wrong_keys_per_minute": _MANY,
     "messages_per_second": _MANY,
     "max_message_burst": _MANY,
+    "max_inbox_messages": _MANY,
     "disconnect_seconds": 0.2,
     "ping_seconds": 1.0,  # ends what has more to read behind it, where Tornado sees no end
     "pong_seconds": 0.9,
