@@ -1,7 +1,7 @@
 """Frozen settings: what the daemon may be told, and what it assumes untold.
 
-``syncserver.configfile`` makes them from a file; a program may make its own.
-The end of this file checks engines and origins; ``syncserver.keys`` reads keys.
+``syncserver.configuration.file`` makes them from a file; a program may make its own.
+The end of this file checks engines and origins; ``syncserver.configuration.keys`` reads keys.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Counting costs an increment, on an object that is at hand: ``Traffic`` is of a registry and
 what goes through its sessions, ``Activity`` of one service. What a count means stands in
-docs/reference/metrics, under the name that it is given there (``syncserver.measures``).
+docs/reference/metrics, under the name that it is given there (``syncserver.metrics.measures``).
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.web import Application, RequestHandler
 
-from syncserver.accepting import BACKLOG, Acceptor
+from syncserver.admission.accepting import BACKLOG, Acceptor
+from syncserver.admission.gate import Gate, Seats, refuse, wrapped
 from syncserver.config import Backend, Frontend, Limits
 from syncserver.counters import Tally
-from syncserver.gate import Gate, Seats, refuse, wrapped
 from syncserver.handlers.base import NothingHandler
 from syncserver.handlers.paced import Pace
 from syncserver.handlers.proxied import ProxiedServer, Proxies, parse_address

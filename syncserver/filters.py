@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from syncserver import canonical, strict_json
-from syncserver.comparisons import (
+from syncserver.errors import InvalidQuery
+from syncserver.matching.comparisons import (
     MISSING,
     OPERATORS,
     Comparison,
@@ -22,7 +23,6 @@ from syncserver.comparisons import (
     refusal,
     shown,
 )
-from syncserver.errors import InvalidQuery
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "MISSING", "Combination", "Filter", "Tree", "parse", "reader"]
 

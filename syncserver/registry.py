@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
-from syncserver.addresses import Addresses, Guesses, counted_as
+from syncserver.admission.addresses import Addresses, Guesses, counted_as
 from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.counters import Traffic

@@ -16,16 +16,16 @@ from types import MappingProxyType
 from typing import Any
 
 from syncserver import app
+from syncserver.admission.gate import raise_descriptors
 from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
-from syncserver.gate import raise_descriptors
-from syncserver.notify import notify, watchdog_seconds
-from syncserver.pulse import Life
+from syncserver.process.notify import notify, watchdog_seconds
+from syncserver.process.pulse import Life
+from syncserver.process.workers import reserved, supervise
 from syncserver.server import Registries, Server
 from syncserver.siblings import Siblings
-from syncserver.workers import reserved, supervise
 
 logger = logging.getLogger("syncserver.app")
 

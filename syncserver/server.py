@@ -8,14 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from syncserver.addresses import Addresses
+from syncserver.admission.addresses import Addresses
+from syncserver.admission.gate import Seats, places
 from syncserver.apikeys import KeyRing
 from syncserver.config import Backend, Config, Frontend
 from syncserver.doors import Door, UnixPlace
-from syncserver.draining import Drain
 from syncserver.engines.base import Engine
 from syncserver.errors import Unavailable
-from syncserver.gate import Seats, places
 from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
@@ -24,12 +23,13 @@ from syncserver.handlers.paced import Pace
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
-from syncserver.metrics import METRICS_PATH, Metrics
+from syncserver.metrics.gathering import METRICS_PATH, Metrics
 from syncserver.pressure import Pressure, relieve
+from syncserver.process.draining import Drain
+from syncserver.process.summary import summary
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
-from syncserver.summary import summary
 from syncserver.wheel import Wheel
 
 logger = logging.getLogger("syncserver.server")

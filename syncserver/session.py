@@ -18,7 +18,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from syncserver.bucket import Bucket
+from syncserver.admission.bucket import Bucket
 from syncserver.client import Client, numbers
 from syncserver.config import Limits
 from syncserver.errors import CloseCode, ProtocolError

@@ -16,7 +16,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from syncserver.gate import Seats
+from syncserver.admission.gate import Seats
 
 
 class Siblings:

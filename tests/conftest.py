@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts with & has SIGINT ignored, and so had all that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "seconds(n): let an async test run for n seconds, not 30")
-    config.addinivalue_line("markers", "core: pure code of the floors 0 to 3; all in seconds")
+    config.addinivalue_line("markers", "core: pure code below the sessions; all in seconds")
     settings.register_profile("quick", max_examples=15, deadline=None)
     settings.register_profile("thorough", max_examples=100, deadline=None)
     profile = "thorough" if os.environ.get("CI") == "true" else "quick"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from syncserver.accepting import Acceptor
+from syncserver.admission.accepting import Acceptor
 from tests.conftest import ExpectedLog
 
 MANY = 100
@@ -139,7 +139,7 @@ async def test_whatever_keeps_connections_from_being_taken_it_rests_and_says_so_
     expected_log: ExpectedLog,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("syncserver.accepting._REST_SECONDS", 0.01)
+    monkeypatch.setattr("syncserver.admission.accepting._REST_SECONDS", 0.01)
     loop = asyncio.get_running_loop()
     raised: list[Any] = []
     loop.set_exception_handler(lambda _, context: raised.append(context))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from syncserver.batchframes import BatchFrames
 from syncserver.delta import Delta
 from syncserver.protocols.base import Change, Event, Protocol
 from syncserver.protocols.native import NativeProtocol
+from syncserver.rowsync.batchframes import BatchFrames
 from tests.support.toy import ToyProtocol
 
 

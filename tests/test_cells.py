@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from syncserver.cells import cell_of, cells_around
+from syncserver.matching.cells import cell_of, cells_around
 
 pytestmark = pytest.mark.core
 

@@ -21,8 +21,8 @@ import pytest
 
 from syncserver import cli
 from syncserver.commands import publish
-from syncserver.configfile import load
-from syncserver.configlines import line_of
+from syncserver.configuration.file import load
+from syncserver.configuration.lines import line_of
 from tests.support import valkey
 from tests.support.daemon import KEY, Daemon, process, serving
 

@@ -33,7 +33,7 @@ from syncserver.config import (
     ServiceConfig,
     check_origin,
 )
-from syncserver.configfile import load
+from syncserver.configuration.file import load
 from syncserver.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -936,7 +936,7 @@ def test_a_wide_umask_does_not_open_the_key(tmp_path: Path) -> None:
 
 RACER = """
 import os, sys
-from syncserver.configfile import load
+from syncserver.configuration.file import load
 print("ready", flush=True)
 sys.stdin.readline()
 print(load(None, os.environ).backend.api_keys[0].secret.reveal().decode())

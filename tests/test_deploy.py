@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from syncserver.admission.gate import places
 from syncserver.config import Config
-from syncserver.gate import places
 from tests.support.daemon import ROOT, process
 
 DEPLOY = ROOT / "deploy"

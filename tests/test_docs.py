@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from syncserver import cli
 from syncserver.config import Backend, Config
 from syncserver.errors import CloseCode, RefetchReason
-from syncserver.measures import METRICS, PREFIX, REFUSALS
+from syncserver.metrics.measures import METRICS, PREFIX, REFUSALS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"

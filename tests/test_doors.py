@@ -17,7 +17,7 @@ from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from syncserver.config import Backend, Config, Frontend
-from syncserver.configfile import load
+from syncserver.configuration.file import load
 from syncserver.doors import UnixPlace
 from syncserver.errors import ConfigError
 from syncserver.handlers.proxied import Proxies

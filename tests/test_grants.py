@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncserver.grants import GrantBody, ItemSpec, new_token
+from syncserver.rowsync.grants import GrantBody, ItemSpec, new_token
 
 pytestmark = pytest.mark.core
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import syncserver.joining
+import syncserver.rowsync.joining
 from syncserver.config import Limits
 from syncserver.dealers import BroadcastDealer
 from syncserver.engines.base import Entry, Listener
@@ -185,14 +185,14 @@ async def test_who_goes_during_a_wait_of_an_acquire_is_not_made_live(wait: Any) 
 async def test_without_the_look_after_it_a_wait_makes_live_who_is_gone(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mutant = mutated(syncserver.joining, LOOK, "pass\n", number=number, of=len(WAITS))
-    monkeypatch.setattr("syncserver.subscriptions.Joining", mutant.Joining)
+    mutant = mutated(syncserver.rowsync.joining, LOOK, "pass\n", number=number, of=len(WAITS))
+    monkeypatch.setattr("syncserver.rowsync.subscriptions.Joining", mutant.Joining)
     with pytest.raises(AssertionError):
         await go_during(WAITS[number])
 
 
 def test_every_await_of_a_join_has_its_look_and_its_case() -> None:
-    lines = inspect.getsource(syncserver.joining.Joining.join).splitlines(keepends=True)
+    lines = inspect.getsource(syncserver.rowsync.joining.Joining.join).splitlines(keepends=True)
     awaits = re.compile(r"(.* = )?await ")
     following = [after.strip() for line, after in pairwise(lines) if awaits.match(line.strip())]
     assert following == [LOOK.strip()] * len(WAITS)

@@ -19,13 +19,13 @@ import trustme
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from syncserver import gate as gates
-from syncserver.accepting import Acceptor
-from syncserver.addresses import _REMEMBERED, Addresses, Guesses, counted_as, is_public
-from syncserver.bucket import Bucket
+from syncserver.admission import gate as gates
+from syncserver.admission.accepting import Acceptor
+from syncserver.admission.addresses import _REMEMBERED, Addresses, Guesses, counted_as, is_public
+from syncserver.admission.bucket import Bucket
+from syncserver.admission.gate import BUSY, Gate, Seats, descriptors, places, raise_descriptors
 from syncserver.config import Frontend, Limits
 from syncserver.errors import TooManyWrongKeys
-from syncserver.gate import BUSY, Gate, Seats, descriptors, places, raise_descriptors
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Request, RPCService, rpc_asynchronous, rpc_command
 from tests.conftest import ExpectedLog

@@ -22,15 +22,15 @@ from prometheus_client.openmetrics import parser as openmetrics
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.websocket import websocket_connect
 
-from syncserver import metrics
 from syncserver.apikeys import ApiKey
 from syncserver.app import PROTOCOLS, SOCKJS, _load
 from syncserver.config import Config
 from syncserver.counters import Tally
 from syncserver.errors import CloseCode
 from syncserver.handlers import websocket
-from syncserver.looplag import LoopLag
-from syncserver.measures import METRICS, PREFIX, REFUSALS, Sample
+from syncserver.metrics import gathering as metrics
+from syncserver.metrics.looplag import LoopLag
+from syncserver.metrics.measures import METRICS, PREFIX, REFUSALS, Sample
 from syncserver.pressure import Pressure
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
@@ -256,7 +256,7 @@ async def test_without_the_package_a_scrape_is_told_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "syncserver.exposition", raising=False)
+    monkeypatch.delitem(sys.modules, "syncserver.metrics.exposition", raising=False)
     async with serving() as daemon:
         response = await scrape(daemon)
         assert response.code == 501

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from syncserver.notify import ALIVE, READY, STOPPING, watchdog_seconds
-from syncserver.pulse import Life, Pulse
+from syncserver.process.notify import ALIVE, READY, STOPPING, watchdog_seconds
+from syncserver.process.pulse import Life, Pulse
 from tests.support.daemon import process
 from tests.test_workers import children
 
@@ -162,8 +162,8 @@ async def test_the_watchdog_hears_that_the_event_loop_turns(
 
 SUPERVISOR = """
 import os, signal, sys, time
-from syncserver.notify import notify
-from syncserver.workers import supervise
+from syncserver.process.notify import notify
+from syncserver.process.workers import supervise
 
 def serve(number, pulse):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

@@ -212,7 +212,7 @@ async def becomes(daemon: DaemonProcess, key: str, wanted: int) -> None:
 
 REPLACING = """
 import os, signal, sys
-from syncserver.workers import supervise
+from syncserver.process.workers import supervise
 
 number_of_settings = 1
 

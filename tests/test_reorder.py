@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from syncserver.delta import Delta, Row
 from syncserver.entries import Batch, RefetchRequested, Revoked, TakenOver, Unreadable, Value
-from syncserver.reorder import Reorder
+from syncserver.rowsync.reorder import Reorder
 
 pytestmark = pytest.mark.core
 

@@ -15,7 +15,7 @@ from tornado.httpclient import HTTPClientError
 
 from syncserver.app import KNOWN, make_server
 from syncserver.config import Config, ProtocolConfig
-from syncserver.configfile import load
+from syncserver.configuration.file import load
 from syncserver.dealers import GroupDealer, SubscriptionItem
 from syncserver.errors import ConfigError, ProtocolError
 from syncserver.protocols.base import Freshness, Notification, PositionReached

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from syncserver.addresses import Addresses
+from syncserver.admission.addresses import Addresses
 from syncserver.config import Limits
 from syncserver.handlers import sockjs_framing as framing
 from syncserver.protocols.base import Frame

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from syncserver.gate import Seats
+from syncserver.admission.gate import Seats
 from syncserver.siblings import Siblings
 from tests.conftest import ExpectedLog
 from tests.support.daemon import until

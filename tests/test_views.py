@@ -19,8 +19,8 @@ from syncserver.dealers import (
 )
 from syncserver.delta import Delta, Row
 from syncserver.errors import InvalidQuery
-from syncserver.grants import ItemSpec
-from syncserver.views import View, Views
+from syncserver.rowsync.grants import ItemSpec
+from syncserver.rowsync.views import View, Views
 from tests.conftest import ExpectedLog
 
 

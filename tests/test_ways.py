@@ -8,7 +8,7 @@ from hypothesis import given
 
 from syncserver.dealers.index import is_linear
 from syncserver.filters import parse
-from syncserver.terms import (
+from syncserver.matching.terms import (
     ABSENT,
     HERE,
     NO_NUMBER,
@@ -17,7 +17,7 @@ from syncserver.terms import (
     Way,
     keys_at,
 )
-from syncserver.ways import ways_of
+from syncserver.matching.ways import ways_of
 from tests.support.expressions import EXPRESSIONS
 
 pytestmark = pytest.mark.core

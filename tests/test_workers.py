@@ -119,7 +119,7 @@ async def test_a_worker_that_falls_as_it_starts_ends_all(tmp_path: Path) -> None
 
 SUPERVISOR = """
 import signal, sys
-from syncserver.workers import supervise
+from syncserver.process.workers import supervise
 
 def serve(number, pulse):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -132,7 +132,7 @@ sys.exit(supervise(2, serve, settled_seconds=0))
 
 SLOW_TO_LISTEN = """
 import os, sys, time
-from syncserver.workers import supervise
+from syncserver.process.workers import supervise
 
 def serve(number, pulse):
     os.write(1, b"begun\\n")
@@ -145,7 +145,7 @@ sys.exit(supervise(2, serve))
 
 ADOPTING = """
 import ctypes, os, signal, sys
-from syncserver.workers import supervise
+from syncserver.process.workers import supervise
 
 PR_SET_CHILD_SUBREAPER = 36
 assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
@@ -199,7 +199,7 @@ async def test_a_signal_that_comes_before_the_workers_listen_ends_them_in_order(
 TALKATIVE = """
 import logging, sys
 from syncserver.logs import LogHandler
-from syncserver.workers import supervise
+from syncserver.process.workers import supervise
 
 logging.getLogger().addHandler(LogHandler())
 

@@ -16,9 +16,9 @@ from typing import TypeAlias
 
 from syncserver.apikeys import ApiKey, Secret
 from syncserver.config import Backend, Config, Frontend
-from syncserver.configfile import load
+from syncserver.configuration.file import load
+from syncserver.configuration.keys import find_key
 from syncserver.errors import ConfigError
-from syncserver.keys import find_key
 from syncserver.logs import CONTROLS
 
 TO_MEND = 1

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from syncserver.admission.gate import descriptors, places
 from syncserver.commands import base
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError, Unavailable
-from syncserver.gate import descriptors, places
 
 _FILES = 10_000
 _BACKLOG = 1024

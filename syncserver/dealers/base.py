@@ -14,7 +14,7 @@ class SubscriptionItem:
     """A query to a dealer, shared by all that hold it; equal only to itself.
 
     ``key`` is the query in canonical bytes, ``parsed`` what the dealer's
-    ``parse_query`` made of it; ``views`` belongs to ``syncserver.views``.
+    ``parse_query`` made of it; ``views`` belongs to ``syncserver.rowsync.views``.
     """
 
     __slots__ = ("__weakref__", "dealer", "key", "parsed", "query", "views")

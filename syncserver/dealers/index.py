@@ -1,6 +1,6 @@
 """The index of filters: which of them a row may pass, at a cost that grows with those.
 
-Rules, in the words of ``syncserver.ways`` and ``syncserver.terms``:
+Rules, in the words of ``syncserver.matching.ways`` and ``syncserver.matching.terms``:
 
 * A filter is stored once, however many items have it, and has a *pin* for each of its ways.
 * A *node* holds pins. Each is in a *bucket*: the node's column of one of its terms, under
@@ -21,13 +21,13 @@ import math
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from syncserver import ways
-from syncserver.comparisons import Comparison
 from syncserver.dealers.pins import Node, Pin, Values
 from syncserver.delta import Row
 from syncserver.errors import InvalidQuery
 from syncserver.filters import Filter
-from syncserver.terms import Way
+from syncserver.matching import ways
+from syncserver.matching.comparisons import Comparison
+from syncserver.matching.terms import Way
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Where the ways of filters are kept, so that a row finds those that it may pass.
 
-Pure structure: ``syncserver.dealers.index`` has the rules, ``syncserver.terms`` the words.
+Pure structure: ``syncserver.dealers.index`` has the rules, ``syncserver.matching.terms`` the words.
 A pin goes into a node; the node puts it into a bucket of one of its columns; a bucket that
 has too many becomes a node in its turn. ``grow`` and ``shrink`` tell those above.
 """
@@ -12,7 +12,16 @@ from typing import Any
 
 from syncserver.dealers.intervals import Intervals
 from syncserver.filters import MISSING
-from syncserver.terms import ABSENT_KEYS, KEYED, RANGES, RANKS, Way, keys_at, keys_of, rest_of
+from syncserver.matching.terms import (
+    ABSENT_KEYS,
+    KEYED,
+    RANGES,
+    RANKS,
+    Way,
+    keys_at,
+    keys_of,
+    rest_of,
+)
 
 BUCKET_PINS = 24
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tornado.web import HTTPError, stream_request_body
 
-from syncserver.addresses import GUESS_SECONDS
+from syncserver.admission.addresses import GUESS_SECONDS
 from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.errors import CommandTimeout, ProtocolError, RPCError, TooManyWrongKeys
 from syncserver.handlers.base import CalmHandler

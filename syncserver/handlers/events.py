@@ -21,9 +21,9 @@ from syncserver.handlers.eventstream import EventStream
 from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import failure_for_json
 from syncserver.registry import ServiceRegistry
+from syncserver.rowsync.tickets import Reserved
 from syncserver.services.datasync import DataSyncService, check_token, parse_position
 from syncserver.session import Session
-from syncserver.tickets import Reserved
 from syncserver.wheel import Wheel
 
 logger = logging.getLogger("syncserver.events")

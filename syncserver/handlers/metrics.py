@@ -14,7 +14,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import HTTPError
 
 from syncserver import strict_json
-from syncserver.addresses import GUESS_SECONDS
+from syncserver.admission.addresses import GUESS_SECONDS
 from syncserver.apikeys import KeyRing
 from syncserver.errors import TooManyWrongKeys
 from syncserver.handlers.base import CalmHandler

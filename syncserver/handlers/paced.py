@@ -23,8 +23,8 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 
-from syncserver.addresses import Rates, counted_as, is_public
-from syncserver.bucket import Bucket
+from syncserver.admission.addresses import Rates, counted_as, is_public
+from syncserver.admission.bucket import Bucket
 from syncserver.config import Limits
 from syncserver.counters import Tally
 

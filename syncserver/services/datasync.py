@@ -18,15 +18,15 @@ from syncserver.delta import Delta, InvalidDelta
 from syncserver.engines.base import Engine, Grant
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import InvalidQuery, NoSuchSubscription, Refetch, RefetchReason, RPCError
-from syncserver.grants import GrantBody, ItemSpec, new_token
 from syncserver.position import Position
 from syncserver.protocols.base import Acquired
-from syncserver.reorder import Reorder
+from syncserver.rowsync.grants import GrantBody, ItemSpec, new_token
+from syncserver.rowsync.reorder import Reorder
+from syncserver.rowsync.subscriptions import Subscriptions
+from syncserver.rowsync.tickets import Tickets
+from syncserver.rowsync.views import Views
 from syncserver.services.base import Request, RPCService, operation, rpc_command, session_of
 from syncserver.session import Session
-from syncserver.subscriptions import Subscriptions
-from syncserver.tickets import Tickets
-from syncserver.views import Views
 
 __all__ = ["DataSyncBackend", "DataSyncService"]
 

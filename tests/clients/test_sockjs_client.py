@@ -18,9 +18,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
+from syncserver.admission.gate import Seats
 from syncserver.config import Frontend, Limits
 from syncserver.doors import Door
-from syncserver.gate import Seats
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.registry import ServiceRegistry

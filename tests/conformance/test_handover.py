@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-import syncserver.joining
+import syncserver.rowsync.joining
 from syncserver.config import Limits
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
@@ -132,7 +132,7 @@ MUTANTS = {
 async def test_a_joiner_with_a_fault_is_found_out(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mutant = mutated(syncserver.joining, *MUTANTS[name])
-    monkeypatch.setattr("syncserver.subscriptions.Joining", mutant.Joining)
+    mutant = mutated(syncserver.rowsync.joining, *MUTANTS[name])
+    monkeypatch.setattr("syncserver.rowsync.subscriptions.Joining", mutant.Joining)
     with pytest.raises((AssertionError, TimeoutError, KeyError)):
         await explore(delayed, RUNS)

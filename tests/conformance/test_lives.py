@@ -15,8 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from syncserver import session, subscriptions
+from syncserver import session
 from syncserver.errors import CloseCode
+from syncserver.rowsync import subscriptions
 from tests.fuzz.client_frames import client_frame
 from tests.support.life import Life, Page, Subscription
 from tests.support.memory_socket import MemoryConnection

@@ -13,11 +13,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from syncserver import app, keys
+from syncserver import app
 from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.config import Config, check_engine, check_origin, check_script_url
-from syncserver.configdoors import check_proxy
-from syncserver.configfile import load
+from syncserver.configuration import keys
+from syncserver.configuration.doors import check_proxy
+from syncserver.configuration.file import load
 from syncserver.engines.redis import RedisEngine
 from syncserver.errors import ConfigError
 from syncserver.handlers.base import origin_allowed

@@ -24,13 +24,13 @@ from syncserver.engines.base import (
 from syncserver.engines.redis_appends import _places
 from syncserver.engines.redis_reader import chained
 from syncserver.errors import IdempotencyConflict, RefetchReason, Unavailable
-from syncserver.grants import GrantBody, ItemSpec
 from syncserver.position import Position
 from syncserver.protocols.base import Change
 from syncserver.protocols.native import NativeProtocol
-from syncserver.reorder import Reorder
+from syncserver.rowsync.grants import GrantBody, ItemSpec
+from syncserver.rowsync.reorder import Reorder
+from syncserver.rowsync.views import Views
 from syncserver.services.pubsub import _decode
-from syncserver.views import Views
 from tests.fuzz.grammar import near
 from tests.fuzz.mutation import json_like
 from tests.fuzz.parsers import texts

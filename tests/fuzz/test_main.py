@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from syncserver import configtoml, filters, position, strict_json
+from syncserver import filters, position, strict_json
+from syncserver.configuration import toml as configtoml
 from syncserver.handlers import connection, frames, sockjs_framing
 from syncserver.protocols import rohrpost
 from tests.fuzz import __main__ as fuzz

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from syncserver import apikeys, grants
+from syncserver import apikeys
+from syncserver.rowsync import grants
 
 SHORTEST = 24
 FEWEST = 6

@@ -15,9 +15,9 @@ from tornado.httputil import HTTPHeaders
 from tornado.web import Application
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from syncserver.admission.gate import Seats
 from syncserver.config import Frontend, Limits
 from syncserver.doors import Door
-from syncserver.gate import Seats
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.protocols.base import Event, Message, Notification, Protocol

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from syncserver.notify import ALIVE, READY, STOPPING
+from syncserver.process.notify import ALIVE, READY, STOPPING
 
 _BEATS_IN_TIME = 3
 _PIECE_BYTES = 4096

@@ -15,8 +15,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from syncserver.addresses import Addresses, counted_as, is_public
-from syncserver.bucket import Bucket
+from syncserver.admission.addresses import Addresses, counted_as, is_public
+from syncserver.admission.bucket import Bucket
 from syncserver.config import Limits
 from syncserver.counters import Tally
 

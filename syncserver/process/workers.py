@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from syncserver.errors import Unavailable
-from syncserver.notify import ALIVE, READY, STOPPING, notify
-from syncserver.pulse import Pulse
+from syncserver.process.notify import ALIVE, READY, STOPPING, notify
+from syncserver.process.pulse import Pulse
 
 logger = logging.getLogger("syncserver.workers")
 

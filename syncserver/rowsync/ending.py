@@ -12,15 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from syncserver.claims import Claim, Claims
 from syncserver.config import Limits
 from syncserver.counters import Activity
 from syncserver.errors import Refetch, RefetchReason, RPCError
-from syncserver.peers import Peers, State, Subscription
 from syncserver.protocols.base import Ended, RefetchNotice
+from syncserver.rowsync.claims import Claim, Claims
+from syncserver.rowsync.peers import Peers, State, Subscription
+from syncserver.rowsync.views import Views
 from syncserver.stream import Stream
 from syncserver.tasks import Tasks
-from syncserver.views import Views
 
 _REFETCH_TICK_SECONDS = 0.1
 

@@ -16,16 +16,16 @@ from syncserver.config import Limits
 from syncserver.errors import RPCError
 from syncserver.position import Position
 from syncserver.protocols.base import Event, Frame, PositionReached, Protocol
+from syncserver.rowsync.views import View
 from syncserver.session import Session
 from syncserver.stream import Stream
-from syncserver.views import View
 
 _TOLD_PER_TURN = 500
 _LOOK_SECONDS = 1.0
 
 
 class State(enum.Enum):
-    """Where a subscription stands; ``syncserver.subscriptions`` has the machine."""
+    """Where a subscription stands; ``syncserver.rowsync.subscriptions`` has the machine."""
 
     JOINING = enum.auto()
     LIVE = enum.auto()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 
+from syncserver.admission.gate import places
 from syncserver.config import LOCAL_ORIGINS, Config
-from syncserver.gate import places
 from syncserver.version import __version__
 
 _NOTES = {"memory": " (what is not delivered is gone with the process)"}

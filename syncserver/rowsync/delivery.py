@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from syncserver.batchframes import BatchFrames
 from syncserver.counters import Activity
 from syncserver.delta import Delta
 from syncserver.errors import CloseCode
-from syncserver.peers import Peers
 from syncserver.position import Position
 from syncserver.protocols.base import Frame
 from syncserver.publishing import Publisher
-from syncserver.views import Seen, View, Views
+from syncserver.rowsync.batchframes import BatchFrames
+from syncserver.rowsync.peers import Peers
+from syncserver.rowsync.views import Seen, View, Views
 
 logger = logging.getLogger("syncserver.subscriptions")
 

@@ -17,11 +17,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from syncserver import entries
-from syncserver.claims import Claim, Claims
 from syncserver.config import Limits
 from syncserver.counters import Activity
-from syncserver.delivery import Delivery
-from syncserver.ending import Ending
 from syncserver.engines.base import Engine, Taken
 from syncserver.errors import (
     AlreadyAcquired,
@@ -32,17 +29,20 @@ from syncserver.errors import (
     RPCError,
     TakenOver,
 )
-from syncserver.grants import GrantBody
-from syncserver.joining import Joining
-from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
 from syncserver.protocols.base import Freshness
 from syncserver.publishing import Publisher
+from syncserver.rowsync.claims import Claim, Claims
+from syncserver.rowsync.delivery import Delivery
+from syncserver.rowsync.ending import Ending
+from syncserver.rowsync.grants import GrantBody
+from syncserver.rowsync.joining import Joining
+from syncserver.rowsync.peers import Peers, State, Subscription
+from syncserver.rowsync.views import View, Views
 from syncserver.session import Session
 from syncserver.stream import Stream
 from syncserver.tail import Record
 from syncserver.tasks import Tasks
-from syncserver.views import View, Views
 
 logger = logging.getLogger("syncserver.subscriptions")
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from syncserver.configtoml import parse
+from syncserver.configuration.toml import parse
 from syncserver.errors import ConfigError
 
 Path = tuple[str | int, ...]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from syncserver.delta import Delta, Kind
 from syncserver.protocols.base import Change, Frame, Protocol
-from syncserver.views import Seen
+from syncserver.rowsync.views import Seen
 
 _numbers = itertools.count(1)
 

@@ -14,7 +14,6 @@ import asyncio
 import logging
 
 from syncserver import entries
-from syncserver.batchframes import BatchFrames
 from syncserver.config import Limits
 from syncserver.delta import Delta
 from syncserver.errors import (
@@ -25,12 +24,13 @@ from syncserver.errors import (
     TakenOver,
     Unavailable,
 )
-from syncserver.peers import Peers, State, Subscription
 from syncserver.position import Position
 from syncserver.protocols.base import Frame
+from syncserver.rowsync.batchframes import BatchFrames
+from syncserver.rowsync.peers import Peers, State, Subscription
+from syncserver.rowsync.views import Views
 from syncserver.stream import Stream
 from syncserver.tail import Record
-from syncserver.views import Views
 
 logger = logging.getLogger("syncserver.subscriptions")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from syncserver.apikeys import HASH_PREFIX
 from syncserver.config import Backend, Frontend, Limits, Log, suggest
-from syncserver.configtable import settings_of
-from syncserver.configtoml import parse
+from syncserver.configuration.table import settings_of
+from syncserver.configuration.toml import parse
 from syncserver.errors import ConfigError
 
 _SECTIONS = {"frontend": Frontend, "backend": Backend, "limits": Limits, "log": Log}

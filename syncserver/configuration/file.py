@@ -31,12 +31,17 @@ from syncserver.config import (
     default_services,
     spoken_paths,
 )
-from syncserver.configdoors import check_apart, read_door
-from syncserver.configtable import Table, settings_of, shown
-from syncserver.configtoml import parse
+from syncserver.configuration.doors import check_apart, read_door
+from syncserver.configuration.keys import (
+    ensure_key_file,
+    find_key_file,
+    read_api_keys,
+    read_key_file,
+)
+from syncserver.configuration.overrides import override
+from syncserver.configuration.table import Table, settings_of, shown
+from syncserver.configuration.toml import parse
 from syncserver.errors import ConfigError
-from syncserver.keys import ensure_key_file, find_key_file, read_api_keys, read_key_file
-from syncserver.overrides import override
 
 _LARGEST = 2**53
 _PATH = re.compile(r"/[A-Za-z0-9_~/-]*")

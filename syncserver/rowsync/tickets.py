@@ -14,12 +14,12 @@ import hmac
 from typing import NamedTuple
 
 from syncserver import strict_json
-from syncserver.claims import Claim, Claims
 from syncserver.config import Limits
 from syncserver.engines.base import Engine, Grant, GrantHeld, GrantMissing, GrantRevoked
 from syncserver.errors import NoSuchTicket
-from syncserver.grants import new_token
 from syncserver.position import Position
+from syncserver.rowsync.claims import Claim, Claims
+from syncserver.rowsync.grants import new_token
 
 _NAME_LENGTH = 16
 

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, TypeVar, cast
 
 from syncserver.config import suggest
-from syncserver.configlines import line_of
+from syncserver.configuration.lines import line_of
 from syncserver.errors import ConfigError
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """The ways to pass a filter, in which an index may look for it.
 
-A *way* is a set of *terms* (``syncserver.terms``), all of which a row has if it passes the
+A *way* is a set of *terms* (``syncserver.matching.terms``), all of which a row has if it passes the
 filter that way; a row that passes has all terms of one way at least. The converse need not
 hold: the law decides.
 
@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from syncserver import canonical
-from syncserver.cells import cell_of
-from syncserver.comparisons import Comparison
 from syncserver.filters import Filter, Tree
-from syncserver.terms import (
+from syncserver.matching.cells import cell_of
+from syncserver.matching.comparisons import Comparison
+from syncserver.matching.terms import (
     ABSENT,
     HERE,
     INTERVAL,

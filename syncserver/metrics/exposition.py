@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from syncserver.measures import METRICS, PREFIX, Buckets, Sample
+from syncserver.metrics.measures import METRICS, PREFIX, Buckets, Sample
 
 
 def exposition(samples: Sequence[Sample], accept: str) -> tuple[bytes, str]:

@@ -10,8 +10,8 @@ from typing import Any
 from syncserver.apikeys import KeyRing
 from syncserver.doors import Door
 from syncserver.handlers.metrics import MEASURES_PATH, MeasuresHandler, MetricsHandler, ask
-from syncserver.looplag import LoopLag
-from syncserver.measures import WORKER, Measures, Sample, from_json
+from syncserver.metrics.looplag import LoopLag
+from syncserver.metrics.measures import WORKER, Measures, Sample, from_json
 from syncserver.pressure import Pressure
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.events import EventsProtocol
@@ -115,7 +115,7 @@ def _labelled(samples: Sequence[Sample], number: int) -> list[Sample]:
 def _exposition() -> Exposition | None:
     """Return what makes the text, imported before the loop turns; None if it is not installed."""
     try:
-        found: Exposition = importlib.import_module("syncserver.exposition").exposition
+        found: Exposition = importlib.import_module("syncserver.metrics.exposition").exposition
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != _PACKAGE:
             raise

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from syncserver.apikeys import HASH_PREFIX, OPERATIONS, ApiKey
 from syncserver.config import suggest
-from syncserver.configtable import Table
+from syncserver.configuration.table import Table
 from syncserver.errors import ConfigError
 
 MIN_KEY_CHARACTERS = 32

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from syncserver.bucket import Bucket
+from syncserver.admission.bucket import Bucket
 
 logger = logging.getLogger("syncserver.server")
 

@@ -17,7 +17,7 @@ from syncserver import canonical
 from syncserver.dealers.base import Dealer, SubscriptionItem
 from syncserver.delta import Delta, Kind, Row
 from syncserver.errors import InvalidQuery
-from syncserver.grants import ItemSpec
+from syncserver.rowsync.grants import ItemSpec
 
 logger = logging.getLogger("syncserver.views")
 

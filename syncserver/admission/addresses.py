@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 
-from syncserver.bucket import Bucket
+from syncserver.admission.bucket import Bucket
 from syncserver.config import Limits
 from syncserver.errors import TooManyWrongKeys
 

@@ -12,7 +12,7 @@ letter              the row has, at the path,                       operand
 ``#``               a number from low to high, both included        (low, high)
 ``$``               a string from low to high, cut to               (low, high)
                     ``TEXT_CHARACTERS``
-``@``               a value in this cell (``syncserver.cells``);    keys, one
+``@``               a value in this cell (``syncserver.matching.cells``);    keys, one
                     beside an interval, if there are several
 ``+``               anything                                        keys, ``HERE``
 ``-``               nothing, or no number, or no string             keys
@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from syncserver import canonical
-from syncserver.cells import cells_around
-from syncserver.comparisons import NUMBERS
+from syncserver.matching.cells import cells_around
+from syncserver.matching.comparisons import NUMBERS
 
 TEXT_CHARACTERS = 256
 PART_CHARACTERS = 6

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from syncserver.config import Backend, Frontend
-from syncserver.configtable import Table, settings_of
+from syncserver.configuration.table import Table, settings_of
 from syncserver.errors import ConfigError
 from syncserver.tls import make_context
 

@@ -1,0 +1,1 @@
+"""Who may come in: connections taken, counted by address, and turned away."""

@@ -1,0 +1,1 @@
+"""What filters are made of, and what an index of them looks at."""

@@ -1,0 +1,1 @@
+"""The process: its workers, its signs of life, its end."""

@@ -1,0 +1,1 @@
+"""Row sync: views, and the subscriptions that join, live and end on them."""
