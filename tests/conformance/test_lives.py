@@ -93,7 +93,7 @@ class Lives(RuleBasedStateMachine):
     @rule(number=numbers, which=st.integers(0, 3))
     def cancel(self, number: int, which: int) -> None:
         if found := self.subscribed(number, which):
-            found[1].ended = "cancelled"
+            found[1].endings.add("cancelled")
             self.run(self.do(found[0].call, "cancelSubscription", found[1]))
 
     @rule(batches=st.lists(batches, min_size=1, max_size=4))
@@ -108,7 +108,7 @@ class Lives(RuleBasedStateMachine):
     @rule(number=numbers, which=st.integers(0, 3))
     def revoke(self, number: int, which: int) -> None:
         if found := self.subscribed(number, which):
-            found[1].ended = found[1].ended or "revoked"
+            found[1].endings.add("revoked")
             self.run(self.life.ask("revokeSubscription", token=found[1].token))
 
     @rule(name=items)
@@ -116,7 +116,7 @@ class Lives(RuleBasedStateMachine):
         for page in self.life.pages:
             for one in page.subscriptions.values():
                 if one.name == name:
-                    one.ended = one.ended or "requested"
+                    one.endings.add("requested")
         self.run(self.life.ask("requestRefetch", items=[ITEMS[name][0]]))
 
     @rule(number=numbers, batches=st.lists(batches, max_size=3))

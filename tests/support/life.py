@@ -51,7 +51,7 @@ class Subscription:
 
     :ivar place: up to where in the log it has applied.
     :ivar lost_at: when it had no connection any more, or never had one.
-    :ivar ended: why it was ended by the web app, if it was.
+    :ivar endings: why it is to end, by the web app or the page.
     """
 
     token: str
@@ -63,12 +63,15 @@ class Subscription:
     position: str | None = None
     live: bool = False
     taken: bool = False
-    ended: str | None = None
+    endings: set[str] = field(default_factory=set)
     gathered: list[Any] = field(default_factory=list)
 
 
 class Page:
-    """A browser's page: a connection or none, and its subscriptions by tag."""
+    """A browser's page: a connection or none, and its subscriptions by tag.
+
+    :ivar let_go_at: when the daemon ended its session, which one that does not read hears later.
+    """
 
     def __init__(self, life: Life) -> None:
         self.life = life
@@ -76,6 +79,7 @@ class Page:
         self.subscriptions: dict[str, Subscription] = {}
         self.calls: dict[int, tuple[str, Subscription]] = {}
         self.may_close: set[int] = set()
+        self.let_go_at: float | None = None
         self._number = 0
         self._read = 0
 
@@ -83,6 +87,7 @@ class Page:
         """Open a connection."""
         self.connection = MemoryConnection(self.life.terms)
         self.may_close = set()
+        self.let_go_at = None
         self._read = 0
 
     def disconnected(self) -> None:
@@ -93,7 +98,7 @@ class Page:
             if one.taken and not one.resumable:
                 del self.subscriptions[tag]
             if one.live or one.taken:
-                one.lost_at = self.life.now
+                one.lost_at = self.life.now if self.let_go_at is None else self.let_go_at
             one.live, one.gathered = False, []
 
     def call(self, command: str, one: Subscription, **params: Any) -> None:
@@ -166,7 +171,7 @@ class Page:
                 self.subscriptions.pop(one.tag, None)
             case {"type": "refetch", "token": token, "reason": reason}:
                 [one] = [one for one in self.subscriptions.values() if one.token == token]
-                assert one.ended == reason, f"told {reason}, though {one.ended}"
+                assert reason in one.endings, f"told {reason}, though {one.endings}"
                 del self.subscriptions[one.tag]
             case _:
                 raise AssertionError(message)
@@ -273,6 +278,10 @@ class Life:
     async def rest(self) -> None:
         """Let all happen that can, and check."""
         await turns(30)
+        for page in self.pages:
+            connection = page.connection
+            if connection is not None and not connection.session.open and page.let_go_at is None:
+                page.let_go_at = self.now
         while sum(page.read() for page in self.pages):
             await turns(30)
         await self.look()
@@ -304,16 +313,17 @@ class Life:
     def check_acquired(self, one: Subscription) -> None:
         """A subscription that is over cannot be acquired, unless its cancel was never read."""
         gone_for = self.now - one.lost_at
-        assert one.ended in (None, "cancelled"), f"acquired though {one.ended}"
-        one.ended = None
+        assert one.endings <= {"cancelled"}, f"acquired though {one.endings}"
+        one.endings.clear()
         assert gone_for < LIMITS.resume_seconds + _UNNOTICED_SECONDS, "acquired though expired"
 
     def check_refused(self, command: str, one: Subscription, code: str, reason: str | None) -> None:
         """A subscription is refused only for a reason that there is."""
         may = set()
-        if one.ended is not None:
-            may |= {("refetch", one.ended), ("refetch", "expired"), ("no_such_subscription", None)}
-        if self.now - one.lost_at >= LIMITS.resume_seconds - 1:
+        if one.endings:
+            may |= {("refetch", "expired"), ("no_such_subscription", None)}
+            may |= {("refetch", reason) for reason in one.endings}
+        if self.now - one.lost_at >= LIMITS.resume_seconds - _LOOK_SECONDS:
             may |= {("refetch", "expired"), ("no_such_subscription", None)}
         if self.place - one.place > RETAINED:
             may.add(("refetch", "trimmed"))
@@ -336,7 +346,7 @@ class Life:
             assert not page.calls, f"without an answer: {page.calls}"
             for one in page.subscriptions.values():
                 if one.live:
-                    assert one.ended is None, f"not told that {one.ended}"
+                    assert not one.endings, f"not told that {one.endings}"
                     assert one.gathered == ([] if one.resumable else self.narrowed(one, self.place))
                     assert not (one.resumable and self.narrowed(one, self.place)), "not told all"
 
