@@ -169,7 +169,10 @@ class Lives(RuleBasedStateMachine):
 
 
 class TestLives(Lives.TestCase):  # type: ignore[misc]  # made by hypothesis
-    settings = settings(stateful_step_count=STEPS, max_examples=settings().max_examples // 2)
+    # The same lives each time; ``make fuzz`` lives others.
+    settings = settings(
+        stateful_step_count=STEPS, max_examples=settings().max_examples // 2, derandomize=True
+    )
 
 
 MUTANTS = {
