@@ -51,6 +51,7 @@ class Subscription:
 
     :ivar place: up to where in the log it has applied.
     :ivar lost_at: when it had no connection any more, or never had one.
+    :ivar asked_at: when it was last asked for; the answer may be read long after.
     :ivar endings: why it is to end, by the web app or the page.
     """
 
@@ -60,6 +61,7 @@ class Subscription:
     resumable: bool
     place: int
     lost_at: float
+    asked_at: float = 0.0
     position: str | None = None
     live: bool = False
     taken: bool = False
@@ -98,7 +100,8 @@ class Page:
             if one.taken and not one.resumable:
                 del self.subscriptions[tag]
             if one.live or one.taken:
-                one.lost_at = self.life.now if self.let_go_at is None else self.let_go_at
+                since = self.life.now if self.let_go_at is None else self.let_go_at
+                one.lost_at = max(one.lost_at, since)  # it may be younger than the last call
             one.live, one.gathered = False, []
 
     def call(self, command: str, one: Subscription, **params: Any) -> None:
@@ -116,7 +119,9 @@ class Page:
 
     def acquire(self, one: Subscription) -> None:
         """Acquire a subscription, or resume it."""
-        one.taken = True
+        assert self.connection is not None
+        one.taken = one.taken or self.connection.session.open  # a page that stalls may not know
+        one.asked_at = self.life.now
         self.call(
             "acquireSubscription", one, **({"position": one.position} if one.resumable else {})
         )
@@ -312,7 +317,7 @@ class Life:
 
     def check_acquired(self, one: Subscription) -> None:
         """A subscription that is over cannot be acquired, unless its cancel was never read."""
-        gone_for = self.now - one.lost_at
+        gone_for = one.asked_at - one.lost_at
         assert one.endings <= {"cancelled"}, f"acquired though {one.endings}"
         one.endings.clear()
         assert gone_for < LIMITS.resume_seconds + _UNNOTICED_SECONDS, "acquired though expired"
