@@ -24,13 +24,13 @@ from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.metrics.gathering import METRICS_PATH, Metrics
-from syncserver.pressure import Pressure, relieve
 from syncserver.process.draining import Drain
+from syncserver.process.pressure import Pressure, relieve
 from syncserver.process.summary import summary
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 
 logger = logging.getLogger("syncserver.server")
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncserver import canonical, entries, strict_json
+from syncserver import canonical, strict_json
 from syncserver.delta import Delta
 from syncserver.engines.base import revoked_notice, taken_notice
+from syncserver.rowsync import entries
 from tests.conftest import ExpectedLog
 
 pytestmark = pytest.mark.core

@@ -31,7 +31,7 @@ from syncserver.handlers import websocket
 from syncserver.metrics import gathering as metrics
 from syncserver.metrics.looplag import LoopLag
 from syncserver.metrics.measures import METRICS, PREFIX, REFUSALS, Sample
-from syncserver.pressure import Pressure
+from syncserver.process.pressure import Pressure
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
 from tests.conftest import ExpectedLog

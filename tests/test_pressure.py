@@ -12,8 +12,8 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from syncserver.config import Limits
-from syncserver.memory import allowed_bytes, give_back, resident_bytes
-from syncserver.pressure import Pressure
+from syncserver.process.memory import allowed_bytes, give_back, resident_bytes
+from syncserver.process.pressure import Pressure
 from syncserver.services.base import Request, RPCService, rpc_command
 from tests.conftest import ExpectedLog
 from tests.support.daemon import Daemon, Peer, call_body, serving, until
@@ -78,11 +78,11 @@ def test_without_groups_everything_is_allowed(group: Group) -> None:
 def test_the_processes_share_what_is_allowed_and_a_setting_goes_before_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("syncserver.pressure.allowed_bytes", lambda: 1_000)
+    monkeypatch.setattr("syncserver.process.pressure.allowed_bytes", lambda: 1_000)
     assert Pressure.of(Limits(), 1).most == 800
     assert Pressure.of(Limits(), 4).most == 200
     assert Pressure.of(Limits(max_process_bytes=500), 4).most == 500
-    monkeypatch.setattr("syncserver.pressure.allowed_bytes", lambda: None)
+    monkeypatch.setattr("syncserver.process.pressure.allowed_bytes", lambda: None)
     assert Pressure.of(Limits(), 1).most is None
 
 

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncserver.delta import Delta, Row
-from syncserver.entries import Batch, RefetchRequested, Revoked, TakenOver, Unreadable, Value
+from syncserver.rowsync.entries import (
+    Batch,
+    RefetchRequested,
+    Revoked,
+    TakenOver,
+    Unreadable,
+    Value,
+)
 from syncserver.rowsync.reorder import Reorder
 
 pytestmark = pytest.mark.core

@@ -16,7 +16,7 @@ from syncserver.handlers.sockjs_session import PollingSession
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.protocols.base import Frame
 from syncserver.registry import ServiceRegistry
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.support.sockjs import Plain
 
 ASKS = 20  # more than it takes to be sent all

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from syncserver import entries
 from syncserver.config import Limits
 from syncserver.engines.base import Engine, Entry, Listener
 from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import PositionLost, RefetchReason, Unavailable
 from syncserver.position import Position
+from syncserver.rowsync import entries
 from syncserver.stream import Stream
 from syncserver.tail import Record
 from tests.conftest import ExpectedLog

@@ -32,7 +32,7 @@ from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Request, RPCService, Service, rpc_command
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
 from syncserver.session import Client, Session
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.conftest import ExpectedLog
 from tests.support.calls import backend_call
 from tests.support.daemon import Daemon, Peer, serving, settings, until

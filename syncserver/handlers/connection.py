@@ -35,7 +35,7 @@ from syncserver.handlers import frames
 from syncserver.protocols.base import Protocol, Run
 from syncserver.registry import ServiceRegistry
 from syncserver.session import Session
-from syncserver.wheel import Alarm, Wheel
+from syncserver.timers import Alarm, Wheel
 
 logger = logging.getLogger("syncserver.websocket")
 

@@ -24,7 +24,7 @@ from syncserver.registry import ServiceRegistry
 from syncserver.rowsync.tickets import Reserved
 from syncserver.services.datasync import DataSyncService, check_token, parse_position
 from syncserver.session import Session
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 
 logger = logging.getLogger("syncserver.events")
 

@@ -20,7 +20,7 @@ from tornado.web import RequestHandler
 from syncserver.errors import CloseCode
 from syncserver.protocols.base import Run
 from syncserver.protocols.events import ID_PLACE
-from syncserver.wheel import Alarm, Wheel
+from syncserver.timers import Alarm, Wheel
 
 _COMMENT = b":\n\n"
 _RETRY_MS = (1_000, 3_000)

@@ -23,7 +23,7 @@ from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
 from syncserver.siblings import Siblings
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 
 Route = tuple[str, type, dict[str, Any]]
 

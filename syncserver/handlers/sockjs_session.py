@@ -23,7 +23,7 @@ from syncserver.errors import CloseCode
 from syncserver.handlers import sockjs_framing as framing
 from syncserver.protocols.base import Run
 from syncserver.session import Session
-from syncserver.wheel import Alarm, Wheel
+from syncserver.timers import Alarm, Wheel
 
 _BUSY = framing.closing(2010, "Another connection still open")
 _INTERRUPTED = "Connection interrupted"

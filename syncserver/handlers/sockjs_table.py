@@ -7,7 +7,7 @@ from collections.abc import Callable
 from syncserver.handlers.sockjs_session import PollingSession
 from syncserver.protocols.base import Protocol
 from syncserver.registry import ServiceRegistry
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 
 
 class Sessions:

@@ -18,7 +18,7 @@ from syncserver.handlers.connection import Terms
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES = 16

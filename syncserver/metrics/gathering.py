@@ -12,7 +12,7 @@ from syncserver.doors import Door
 from syncserver.handlers.metrics import MEASURES_PATH, MeasuresHandler, MetricsHandler, ask
 from syncserver.metrics.looplag import LoopLag
 from syncserver.metrics.measures import WORKER, Measures, Sample, from_json
-from syncserver.pressure import Pressure
+from syncserver.process.pressure import Pressure
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.events import EventsProtocol
 from syncserver.registry import ServiceRegistry

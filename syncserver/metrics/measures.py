@@ -20,8 +20,8 @@ import tornado
 from syncserver.counters import OK, Activity, Histogram, Standing, Tally
 from syncserver.doors import Door
 from syncserver.errors import CloseCode, RefetchReason
-from syncserver.memory import resident_bytes
-from syncserver.pressure import Pressure
+from syncserver.process.memory import resident_bytes
+from syncserver.process.pressure import Pressure
 from syncserver.registry import ServiceRegistry
 from syncserver.version import __version__
 

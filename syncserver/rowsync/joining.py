@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from syncserver import entries
 from syncserver.config import Limits
 from syncserver.delta import Delta
 from syncserver.errors import (
@@ -26,6 +25,7 @@ from syncserver.errors import (
 )
 from syncserver.position import Position
 from syncserver.protocols.base import Frame
+from syncserver.rowsync import entries
 from syncserver.rowsync.batchframes import BatchFrames
 from syncserver.rowsync.peers import Peers, State, Subscription
 from syncserver.rowsync.views import Views

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from syncserver import canonical, strict_json
 from syncserver.delta import Delta, Row
-from syncserver.entries import Batch, Value
+from syncserver.rowsync.entries import Batch, Value
 
 _ROW_OVERHEAD_BYTES = 300
 

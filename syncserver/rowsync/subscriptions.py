@@ -16,7 +16,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from syncserver import entries
 from syncserver.config import Limits
 from syncserver.counters import Activity
 from syncserver.engines.base import Engine, Taken
@@ -32,6 +31,7 @@ from syncserver.errors import (
 from syncserver.position import Position
 from syncserver.protocols.base import Freshness
 from syncserver.publishing import Publisher
+from syncserver.rowsync import entries
 from syncserver.rowsync.claims import Claim, Claims
 from syncserver.rowsync.delivery import Delivery
 from syncserver.rowsync.ending import Ending

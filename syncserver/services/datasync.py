@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from syncserver import entries
 from syncserver.client import Client
 from syncserver.config import Limits
 from syncserver.counters import Activity, Standing
@@ -20,6 +19,7 @@ from syncserver.engines.memory import MemoryEngine
 from syncserver.errors import InvalidQuery, NoSuchSubscription, Refetch, RefetchReason, RPCError
 from syncserver.position import Position
 from syncserver.protocols.base import Acquired
+from syncserver.rowsync import entries
 from syncserver.rowsync.grants import GrantBody, ItemSpec, new_token
 from syncserver.rowsync.reorder import Reorder
 from syncserver.rowsync.subscriptions import Subscriptions

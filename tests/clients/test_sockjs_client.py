@@ -27,7 +27,7 @@ from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Service
 from syncserver.session import Client, Session
 from syncserver.siblings import Siblings
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.demos.chromium import Browser, chromium, find
 from tests.support import npm
 from tests.support.daemon import until

@@ -17,7 +17,7 @@ from syncserver.handlers import frames
 from syncserver.handlers.connection import Terms
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.fuzz import grammar_wire as wire
 from tests.fuzz import oracles
 from tests.fuzz.client_frames import FRAME_SEEDS, client_frame, pieces

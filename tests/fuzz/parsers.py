@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from syncserver import canonical, entries, filters, strict_json
+from syncserver import canonical, filters, strict_json
 from syncserver.delta import Delta, InvalidDelta
 from syncserver.errors import InvalidJSON, InvalidQuery, NoSuchTicket, ProtocolError, RPCError
 from syncserver.handlers import sockjs_framing
@@ -17,6 +17,7 @@ from syncserver.protocols.base import Change, Command, Failure, Message, Reply
 from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import NativeProtocol, read_call
 from syncserver.protocols.rohrpost import RohrpostProtocol
+from syncserver.rowsync import entries
 from syncserver.services.datasync import _parse_item, check_token, parse_position
 from tests.fuzz import grammar_wire as grammar
 from tests.fuzz import oracles

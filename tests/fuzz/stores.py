@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from syncserver import entries, filters, strict_json
+from syncserver import filters, strict_json
 from syncserver.dealers.broadcast import BroadcastDealer
 from syncserver.dealers.filter import FilterDealer
 from syncserver.dealers.group import GroupDealer
@@ -27,6 +27,7 @@ from syncserver.errors import IdempotencyConflict, RefetchReason, Unavailable
 from syncserver.position import Position
 from syncserver.protocols.base import Change
 from syncserver.protocols.native import NativeProtocol
+from syncserver.rowsync import entries
 from syncserver.rowsync.grants import GrantBody, ItemSpec
 from syncserver.rowsync.reorder import Reorder
 from syncserver.rowsync.views import Views

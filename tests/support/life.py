@@ -24,7 +24,7 @@ from syncserver.position import Position
 from syncserver.protocols.native import NativeProtocol
 from syncserver.registry import ServiceRegistry
 from syncserver.services.datasync import DataSyncBackend, DataSyncService
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.fuzz import oracles
 from tests.fuzz.client_frames import client_frame
 from tests.support.calls import backend_call, turns

@@ -19,7 +19,7 @@ from syncserver.handlers.websocket import WebSocketHandler
 from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Service
 from syncserver.session import Client
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.support.daemon import until
 
 HANDSHAKE = (

@@ -25,7 +25,7 @@ from syncserver.registry import ServiceRegistry
 from syncserver.services.base import Service
 from syncserver.session import Client, Session
 from syncserver.siblings import Siblings
-from syncserver.wheel import Wheel
+from syncserver.timers import Wheel
 from tests.support.daemon import until
 
 SECONDS = 10.0

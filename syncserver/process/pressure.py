@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from syncserver.config import Limits
 from syncserver.errors import CloseCode
-from syncserver.memory import allowed_bytes, give_back, resident_bytes
+from syncserver.process.memory import allowed_bytes, give_back, resident_bytes
 from syncserver.session import Session
 
 logger = logging.getLogger("syncserver.session")

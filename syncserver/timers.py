@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 
-logger = logging.getLogger("syncserver.wheel")
+logger = logging.getLogger("syncserver.timers")
 
 
 class Alarm:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from syncserver.wheel import Alarm, Wheel
+from syncserver.timers import Alarm, Wheel
 from tests.conftest import ExpectedLog
 from tests.support.virtual import on_virtual_time
 
@@ -152,7 +152,7 @@ async def test_an_alarm_that_raises_is_logged_and_the_others_ring(
     wheel.call_later(1, [].pop)  # type: ignore[arg-type]
     wheel.call_later(1, ringer(rung, "after"))
     wheel.call_later(3, ringer(rung, "later"))
-    with expected_log("syncserver.wheel", "An alarm failed"):
+    with expected_log("syncserver.timers", "An alarm failed"):
         await asyncio.sleep(10)
     assert [name for name, _ in rung] == ["before", "after", "later"]
 
