@@ -176,7 +176,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         return running.run(config, application=options.app, workers=options.workers, read=read)
     except Unavailable as error:
-        mend = "start it, or change engine"
+        mend = "mend or start it, or change engine"
         return fail(UNAVAILABLE, f"engine {config.shown_engine}: {error}; {mend}")
     except OSError as error:
         if error.errno not in _BIND_ERRNOS and not isinstance(error, socket.gaierror):

@@ -417,7 +417,7 @@ async def test_the_doctor_says_of_a_store_that_is_not_there_what_to_do(
     redis = f"syncserver doctor --set engine=redis://127.0.0.1:{port}"
     found = await findings(machine, redis)
     assert found["engine"].startswith(f"FAIL: redis://127.0.0.1:{port}: ")
-    assert found["engine"].endswith("; start it, or change engine")
+    assert found["engine"].endswith("; mend or start it, or change engine")
 
 
 async def test_a_key_that_all_may_read_and_a_clock_that_is_wrong_are_told(

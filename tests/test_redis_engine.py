@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import re
 import secrets
 import signal
 import socket
@@ -22,6 +23,7 @@ import pytest
 from syncserver.config import Config, Limits, default_services
 from syncserver.engines.base import Entry, Grant, GrantHeld, GrantMissing, Taken, taken_notice
 from syncserver.engines.redis import RedisEngine
+from syncserver.engines.redis_link import ALL as SCRIPTS
 from syncserver.engines.redis_link import Link, Links
 from syncserver.engines.redis_reader import contradicts
 from syncserver.errors import ConfigError, PositionLost, RefetchReason, TooManyGrants, Unavailable
@@ -1213,18 +1215,35 @@ async def test_a_server_that_may_evict_is_warned_of(
             await engine.open()
 
 
-async def test_a_user_who_may_do_no_more_than_needed_is_enough(server: Valkey) -> None:
+def rule() -> list[str]:
+    """Return what the how-to allows a user of our own, in words for ACL SETUSER."""
     page = (daemons.ROOT / "docs/howto/redis.rst").read_text("utf-8")
-    rule = " ".join(
-        page.partition("ACL SETUSER")[2].partition("\n\n")[0].replace("\\\n", "").split()
-    )
-    admin(server, "ACL", "SETUSER", *rule.replace("PASSWORD", "pw").split())
+    text = page.partition("ACL SETUSER")[2].partition("\n\n")[0]
+    return text.replace("\\\n", "").replace("PASSWORD", "pw").split()
+
+
+def test_the_how_to_allows_what_the_scripts_call_and_what_is_sent_and_no_more() -> None:
+    called = {
+        name
+        for script in SCRIPTS
+        for name in re.findall(r"call\('([A-Z]+)'", script.source.decode())
+    }
+    sent = {"INFO", "TIME", "EVALSHA", "SCRIPT|LOAD", "XREAD", "HMGET"}
+    allowed = {word[1:].upper() for word in rule() if word.startswith("+")}
+    assert called | sent == allowed - {"@CONNECTION"}
+
+
+async def test_a_user_who_may_do_no_more_than_needed_is_enough(server: Valkey) -> None:
+    admin(server, "ACL", "SETUSER", *rule())
     engine = RedisEngine(LIMITS, f"unix://syncserver:pw@{server.socket}")
     await engine.open()
+    await engine.clock()
     await prepared(engine)
+    engine.compare("settings")
     heard = Heard()
     await engine.follow("s", await engine.head("s"), heard)
     await goes_on(engine)
+    assert (await engine.since("s", 10)).offset == 0
     assert await engine.renew_grants(["t"], 10) == []
     await engine.release_grant("t", 2, 10)
     assert await engine.revoke_grant("t", 10)
@@ -1233,6 +1252,19 @@ async def test_a_user_who_may_do_no_more_than_needed_is_enough(server: Valkey) -
     await engine.append("s", b"anew")
     await engine.check()
     await until(lambda: heard.words == ["epoch"])
+    await until(lambda: admin(server, "EXISTS", "{syncserver}:n:settings"))
+    await engine.close()
+    assert admin(server, "ACL", "LOG") == [], "what was refused, whoever kept silent about it"
+
+
+async def test_a_command_that_a_script_may_not_use_is_told_as_one_that_is_not_allowed(
+    server: Valkey,
+) -> None:
+    admin(server, "ACL", "SETUSER", *rule(), "-lrange")
+    engine = RedisEngine(LIMITS, f"unix://syncserver:pw@{server.socket}")
+    await engine.append("s", b"before")
+    said = await fails(engine.since("s", 10))
+    assert said == "Redis answers NOPERM: its user may not do this"
     await engine.close()
 
 
@@ -1259,7 +1291,7 @@ def test_the_daemon_ends_with_69_and_one_line_and_no_password(tmp_path: Path) ->
     assert done.returncode == 69
     assert done.stderr == (
         "syncserver: engine redis://127.0.0.1:1/0: Redis cannot be reached: Connection refused;"
-        " start it, or change engine\n"
+        " mend or start it, or change engine\n"
     )
 
 

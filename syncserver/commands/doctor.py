@@ -116,7 +116,7 @@ def _engine(config: Config) -> Iterator[Finding]:
         yield _refused_engine(config, error)
     except (Unavailable, TimeoutError) as error:
         said = str(error) or "no answer"
-        mend = "start it, or change engine"
+        mend = "mend or start it, or change engine"
         yield Finding("FAIL", "engine", f"{config.shown_engine}: {said}; {mend}")
     else:
         yield Finding("ok", "engine", f"{config.shown_engine} answers")

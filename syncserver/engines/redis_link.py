@@ -89,6 +89,8 @@ def unavailable(error: BaseException) -> Unavailable:
     word = next((word for class_, word in _CLASSES if isinstance(error, class_)), None)
     if word in {None, "WRONGPASS"} and (found := _WORD.search(str(error))):
         word = found[1]
+    if word is None and "ACL failure in script" in str(error):
+        word = "NOPERM"  # Valkey leaves the word out there
     if word == "WRONGPASS" and "required" in str(error):
         word = "NOAUTH"  # redis-py takes the word off
     if word is not None:
