@@ -45,6 +45,7 @@ HTTP_ERRORS: dict[int, type[errors.HTTPError]] = {
     504: errors.Unavailable,
 }
 WORTH_A_RETRY = frozenset({429, 502, 503, 504})
+WRONG_KEY = "too_many_wrong_keys"
 
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 _ABSENT: Any = object()
@@ -76,7 +77,8 @@ class Backend:
     A call that finds no answer, or 429, 502, 503 or 504, is sent again up to
     ``retries`` times, always with the same idempotency key, so that a publish
     counts once. A command of one's own that must not run twice by any chance
-    wants a Backend with ``retries=0``.
+    wants a Backend with ``retries=0``, which sends no such key of its own
+    making: a proxy may take one for the leave to repeat the call.
 
     requests does not promise that threads may share a Session: give each
     thread (and each forked process) its own Backend.
@@ -230,8 +232,10 @@ class Backend:
         params: Mapping[str, Any],
         idempotency_key: str | None = None,
     ) -> Any:
-        key = str(uuid.uuid4()) if idempotency_key is None else idempotency_key
-        if len(key) > 128 or not _VISIBLE_ASCII.fullmatch(key):
+        key = idempotency_key
+        if key is None:
+            key = str(uuid.uuid4()) if self._retries > 0 else None
+        elif len(key) > 128 or not _VISIBLE_ASCII.fullmatch(key):
             raise ValueError("idempotency_key must be 1 to 128 visible ASCII characters")
         message = {"command": command, "params": params}
         body = encode({"service": service, "message": message}, self._json_encoder)
@@ -243,7 +247,7 @@ class Backend:
         finally:
             log.debug("%s.%s: %.1f ms", service, command, 1000 * (time.perf_counter() - started))
 
-    def _with_retries(self, body: bytes, key: str) -> Any:
+    def _with_retries(self, body: bytes, key: str | None) -> Any:
         """Post until there is an answer or the retries are used up."""
         attempt = 0
         while True:
@@ -257,13 +261,14 @@ class Backend:
             self._sleep(wait)
             attempt += 1
 
-    def _post(self, body: bytes, key: str) -> requests.Response:
+    def _post(self, body: bytes, key: str | None) -> requests.Response:
         """Post once; what requests raises becomes an error of ours here."""
         headers = {
             "Content-Type": "application/json",
-            "Idempotency-Key": key,
             "User-Agent": f"syncserver-client/{__version__}",
         }
+        if key is not None:
+            headers["Idempotency-Key"] = key
         try:
             return self._session.post(
                 self.url,
@@ -302,6 +307,8 @@ def _refusal(response: requests.Response) -> errors.HTTPError | _TryAgain:
     match _message(response):
         case {"type": "error", "message": str(told), "code": str(name)}:
             text, code = told, name
+    if code == WRONG_KEY:  # waiting does not make the key a good one
+        return errors.Unauthorized(status, text, code=code)
     error = HTTP_ERRORS.get(status, errors.HTTPError)(status, text, code=code)
     if status not in WORTH_A_RETRY:
         return error

@@ -51,7 +51,7 @@ class BadRequest(HTTPError):
 
 
 class Unauthorized(HTTPError):
-    """401: the key is none that the daemon knows."""
+    """401, or 429 ``too_many_wrong_keys``: the key is none that the daemon knows."""
 
     hint = " (is the key one of the daemon's backend.api_keys?)"
 

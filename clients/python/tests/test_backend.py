@@ -330,6 +330,16 @@ def test_a_publish_may_bring_its_own_key(daemon: Daemon, backend: Backend) -> No
     assert [r.headers["Idempotency-Key"] for r in daemon.requests] == ["outbox-17", "outbox-17"]
 
 
+def test_without_retries_only_a_key_that_was_given_is_sent(daemon: Daemon) -> None:
+    daemon.answers = [data(None)]
+    with Backend(daemon.url, KEY, retries=0) as backend:
+        backend.call("s", "c")
+        backend.publish([])
+        backend.publish([], idempotency_key="outbox-17")
+    sent = [request.headers.get("Idempotency-Key") for request in daemon.requests]
+    assert sent == [None, None, "outbox-17"]
+
+
 @pytest.mark.parametrize("key", ["", "two words", "x" * 129, "ключ", "a\nb"])
 def test_a_key_that_fits_no_header_is_refused(backend: Backend, key: str) -> None:
     with pytest.raises(ValueError, match="idempotency_key"):
@@ -368,6 +378,7 @@ def test_when_the_retries_are_used_up_the_last_failure_is_raised(
         (status(405), WrongAddress, 405),
         (error(409, "idempotency_conflict"), IdempotencyConflict, 409),
         (status(413), TooLarge, 413),
+        (error(429, "too_many_wrong_keys"), Unauthorized, 429),
         (status(415), HTTPError, 415),
         (status(500), HTTPError, 500),
         (status(204), HTTPError, 204),
