@@ -40,6 +40,7 @@ Incoming = wire.Message | wire.Command | wire.Event | ProtocolError
 class Session(Client):
     """A connected peer.
 
+    :param flusher: hands over what is put here.
     :param dispatch: handles one message; what it returns is awaited if it can be.
     :param on_end: told once, when the session can no longer be written to.
     """
@@ -47,9 +48,9 @@ class Session(Client):
     # Many are idle: no dictionary for each, unless a service notes something of its own.
     # fmt: off
     __slots__ = (
-        "_allowance", "_closing", "_dispatch", "_entry", "_flusher", "_in_flight", "_inbox",
-        "_inbox_bytes", "_limits", "_max_outbox_bytes", "_on_end", "_outbox", "_oversize",
-        "_running", "_scheduled", "_transport", "_writable", "identity", "number", "open",
+        "_allowance", "_closing", "_dispatch", "_entry", "_in_flight", "_inbox", "_inbox_bytes",
+        "_limits", "_max_outbox_bytes", "_on_end", "_outbox", "_oversize", "_running", "_rushed",
+        "_scheduled", "_transport", "_writable", "flusher", "identity", "number", "open",
         "pending", "protocol", "remote_address",
     )
     # fmt: on
@@ -72,7 +73,7 @@ class Session(Client):
         self.open = True
         self.pending = 0
         self._transport: Transport | None = transport
-        self._flusher = flusher
+        self.flusher = flusher
         self._dispatch = dispatch
         self._on_end = on_end
         self._limits = limits
@@ -85,7 +86,7 @@ class Session(Client):
         self._in_flight = 0
         self._oversize = 0
         self._entry = 0
-        self._scheduled = False
+        self._scheduled = self._rushed = False
         self._closing: tuple[int, str] | None = None
         self._writable: asyncio.Future[None] | None = None
 
@@ -93,7 +94,7 @@ class Session(Client):
         """Take one text of the peer."""
         if not self.open or not self.spend(1 + len(text) // _BYTES_OF_ONE):
             return
-        traffic = self._flusher.traffic
+        traffic = self.flusher.traffic
         traffic.received += 1
         traffic.received_bytes += len(text)
         incoming: Sequence[Incoming]
@@ -138,7 +139,7 @@ class Session(Client):
     def tell(self, event: wire.Event) -> None:
         """Encode one event for this peer alone and put it; end if the protocol says so then."""
         if isinstance(event, wire.Failure):
-            self._flusher.traffic.errors.add(event.error.code)
+            self.flusher.traffic.errors.add(event.error.code)
         texts = self.protocol.encode(event)
         if texts:
             self.put(wire.Frame(texts))
@@ -160,26 +161,23 @@ class Session(Client):
             self._oversize = total if total > self._max_outbox_bytes else 0
             self._entry = entry
         elif total > self._max_outbox_bytes + self._oversize:
-            if self._in_flight:
-                self.abort(CloseCode.SLOW)
-            else:  # nothing is slow yet: much came in one turn of the loop
-                self._flusher.flush(self)
+            if not self._in_flight:  # nothing is slow yet: much came in one turn of the loop
+                self.flusher.flush(self)
+                self._scheduled = self._rushed = True  # it stands in the flusher's line as before
                 self.put(frame, entry)
-            return
+                return
+            if not self._rushed or total > 2 * self._max_outbox_bytes + self._oversize:
+                self.abort(CloseCode.SLOW)
+                return
         self.pending = total
-        before, extended = self._outbox, self._flusher.extended
+        before, extended = self._outbox, self.flusher.extended
         run = extended.get(before)
         if run is None or run.last is not frame:
             run = extended[before] = wire.Run(before, frame)
         self._outbox = run
         if not self._scheduled:
             self._scheduled = True
-            self._flusher.add(self)
-
-    @property
-    def flusher(self) -> Flusher:
-        """Who hands over what is put here."""
-        return self._flusher
+            self.flusher.add(self)
 
     async def writable(self, size: int = 0) -> bool:
         """Wait until ``size`` bytes more are little for the outbox, or all of it is empty.
@@ -216,7 +214,7 @@ class Session(Client):
         self.pending = 0
         if self.open:
             self.open = False
-            self._flusher.traffic.closed.add("peer")
+            self.flusher.traffic.closed.add("peer")
             self._ended()
 
     def drained(self) -> None:
@@ -227,7 +225,7 @@ class Session(Client):
 
     def flush(self) -> wire.Run | None:
         """Hand the outbox to the transport in one write and return it; for the flusher alone."""
-        self._scheduled = False
+        self._scheduled = self._rushed = False
         closing, transport = self._closing, self._transport
         if transport is None:
             return None
@@ -252,11 +250,11 @@ class Session(Client):
 
     def _schedule(self) -> None:
         self._scheduled = True
-        self._flusher.add(self)
+        self.flusher.add(self)
 
     def _end(self, code: int, reason: str) -> None:
         self.open = False
-        self._flusher.traffic.closed.add(str(int(code)))
+        self.flusher.traffic.closed.add(str(int(code)))
         self._closing = (code, reason)
         if not self._scheduled:
             self._schedule()

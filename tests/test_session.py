@@ -319,12 +319,57 @@ async def test_a_peer_that_stops_reading_in_the_midst_of_much_is_slow() -> None:
     for _ in range(25):
         peer.session.put(SMALL)
     peer.pipe.stalled = True
-    for _ in range(15):
+    for _ in range(16):
         peer.session.put(SMALL)
     assert not peer.session.open
     await turns()
     assert peer.pipe.closes == [(CloseCode.SLOW, "")]
     assert peer.ends == [peer.session]
+
+
+async def test_what_the_kernel_did_not_take_in_this_turn_is_no_sign_of_a_slow_peer() -> None:
+    """Its buffer is bounded too; a peer has not had a chance to read when it is full."""
+    peer, six_hundred = Peer(stalled=True), Frame((b"x" * 584,))
+    for _ in range(3):
+        peer.session.put(six_hundred)
+    assert peer.session.open
+    await turns()
+    peer.drain()
+    await turns()
+    assert len(peer.pipe.texts) == 3
+    assert peer.session.open
+
+
+async def test_no_more_than_twice_the_bound_waits_even_in_one_turn() -> None:
+    peer = Peer(stalled=True)
+    for _ in range(20):
+        peer.session.put(SMALL)
+    assert peer.session.open
+    peer.session.put(SMALL)
+    assert not peer.session.open
+
+
+async def test_what_is_handed_over_early_stands_in_line_once() -> None:
+    flusher = Flusher()
+    peer, told = Peer(flusher=flusher), list[int]()
+    for _ in range(100):
+        peer.session.put(SMALL)
+    flusher.after(lambda: told.append(len(peer.pipe.texts)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == [100]
+    assert len(flusher._due) == 0
+
+
+async def test_a_peer_that_did_not_take_what_it_was_given_in_a_turn_before_is_slow() -> None:
+    peer = Peer(stalled=True)
+    peer.session.put(SMALL)
+    await turns()
+    for _ in range(9):
+        peer.session.put(SMALL)
+    assert peer.session.open
+    peer.session.put(SMALL)
+    assert not peer.session.open
 
 
 async def test_a_transport_that_breaks_as_much_comes_ends_its_session_alone(
@@ -359,7 +404,7 @@ async def test_a_put_in_a_fan_out_never_calls_back() -> None:
         )  # fmt: skip
         peers[session] = None
     for session in peers:  # a callback would change what is iterated
-        for _ in range(20):
+        for _ in range(21):
             session.put(SMALL)
     await turns()
     assert len(ended) == 5
@@ -732,8 +777,9 @@ async def test_what_belongs_to_one_entry_is_taken_whole_into_an_empty_outbox() -
 async def test_an_entry_that_began_behind_another_is_not_taken_beyond_the_bound() -> None:
     peer = Peer(stalled=True)
     peer.session.put(SMALL, 1)
-    peer.session.put(Frame((b"x" * 600,)), 2)
-    assert peer.session.open
+    for _ in range(3):
+        peer.session.put(Frame((b"x" * 600,)), 2)
+        assert peer.session.open, "not twice as much yet, and all in one turn of the loop"
     peer.session.put(Frame((b"x" * 600,)), 2)
     assert not peer.session.open
 

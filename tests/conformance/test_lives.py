@@ -178,10 +178,10 @@ class TestLives(Lives.TestCase):  # type: ignore[misc]  # made by hypothesis
 MUTANTS = {
     "a slow page is passed over": (
         session,
-        "self.abort(CloseCode.SLOW)\n            else:",
-        "pass\n            else:",
+        "self.abort(CloseCode.SLOW)\n                return",
+        "return",
     ),
-    "who reads is slow": (session, "if self._in_flight:\n", "if True:\n"),
+    "who reads is slow": (session, "if not self._in_flight:  #", "if False:  #"),
     "nothing more after a stall": (
         session,
         "if self._outbox is not None and not self._scheduled:\n            self._schedule()",
