@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import trustme
-from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from syncserver.config import Limits
@@ -117,6 +117,25 @@ async def test_a_page_whose_name_was_made_to_point_here_may_not_connect() -> Non
         host = f"evil.example:{daemon.server.frontend_port}"
         for site in ({}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):
             assert await origin_status(daemon.ws_url, f"http://{host}", Host=host, **site) == 403
+
+
+@pytest.mark.parametrize("path", ["/ws", "/ws/sockjs/info", "/events"])
+async def test_an_origin_that_is_refused_stands_in_the_log_in_one_line(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Echo("echo"), config=settings(origins=LISTED)) as daemon:
+        url = daemon.ws_url.replace("ws://", "http://").removesuffix("/ws") + path
+        for origin in ("https://evil.example", "https://evil\texample", "https://" + "x" * 1000):
+            with caplog.at_level("INFO", "syncserver"):
+                answer = await AsyncHTTPClient().fetch(
+                    HTTPRequest(url, headers={"Origin": origin}), raise_error=False
+                )
+            assert answer.code == 403
+    lines = [text for text in caplog.messages if "Refused" in text]
+    assert lines[0] == "Refused a page of the origin 'https://evil.example' from 127.0.0.1"
+    assert r"'https://evil\texample'" in lines[1]
+    assert len(lines[2]) < 300
+    assert len(lines) == 3
 
 
 async def test_a_daemon_that_was_told_nothing_lets_pages_of_this_machine_in() -> None:

@@ -95,6 +95,12 @@ def may_ask(request: HTTPServerRequest, allowed: Iterable[str] | None) -> bool:
         return False
 
 
+def log_origin(request: HTTPServerRequest, origin: str | None) -> None:
+    """Log that a page of this origin, None if it named none, was refused."""
+    shown = origin or "(none)"
+    logger.info("Refused a page of the origin %.200a from %s", shown, request.remote_ip)
+
+
 def _without_port(origin: str) -> str:
     try:
         parts = urlsplit(origin)

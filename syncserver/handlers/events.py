@@ -16,7 +16,7 @@ from tornado.web import HTTPError
 
 from syncserver import strict_json
 from syncserver.errors import CloseCode, NoSuchTicket, ProtocolError, RPCError
-from syncserver.handlers.base import CalmHandler, may_ask
+from syncserver.handlers.base import CalmHandler, log_origin, may_ask
 from syncserver.handlers.eventstream import EventStream
 from syncserver.protocols.events import EventsProtocol
 from syncserver.protocols.native import failure_for_json
@@ -70,7 +70,8 @@ class EventsHandler(CalmHandler):
         """Refuse pages of other origins, and let the browser show the answer to the others."""
         if not self._say_who_may_read():
             self._registry.traffic.refused.add("origin")
-            raise HTTPError(403, "Origin not allowed")
+            log_origin(self.request, self.request.headers.get("Origin"))
+            self.send_error(403)
 
     def options(self, *args: str, **kwargs: str) -> None:
         """Answer the question that a browser asks before it posts JSON."""

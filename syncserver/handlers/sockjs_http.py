@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tornado.web import stream_request_body
 
-from syncserver.handlers.base import CalmHandler, origin_allowed
+from syncserver.handlers.base import CalmHandler, log_origin, origin_allowed
 from syncserver.handlers.sockjs_relay import Relay
 from syncserver.handlers.sockjs_table import Sessions
 from syncserver.registry import ServiceRegistry
@@ -81,6 +81,7 @@ class SockJSRequest(CalmHandler):
             self.finish()
         elif self.checked and not self._is_allowed():
             self.mount.registry.traffic.refused.add("origin")
+            log_origin(self.request, self.origin)
             self.refuse(403, "This origin is not allowed.")
         return None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from syncserver.handlers import outlet
-from syncserver.handlers.base import CalmHandler, may_ask
+from syncserver.handlers.base import CalmHandler, log_origin, may_ask
 from syncserver.handlers.connection import Terms
 from syncserver.protocols.base import Protocol
 from syncserver.protocols.native import NativeProtocol
@@ -79,6 +79,8 @@ class WebSocketHandler(CalmHandler):
         refusal = self._refusal()
         if refusal is not None:
             self._registry.traffic.refused.add(self._registry.refusal or _REASONS[refusal])
+            if refusal == 403:
+                log_origin(self.request, self.request.headers.get("Origin"))
             self.send_error(refusal)
         else:
             self._accept(self.request.headers["Sec-WebSocket-Key"])
