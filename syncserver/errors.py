@@ -131,7 +131,7 @@ class TakenOver(RPCError):
 
 
 class RefetchReason(enum.StrEnum):
-    """Why rows must be read again (DESIGN 6.11)."""
+    """Why rows must be read again (docs/reference/wire)."""
 
     EPOCH = "epoch"
     ROLLBACK = "rollback"
@@ -278,7 +278,7 @@ class ConfigError(Exception):
 
 
 class CloseCode(enum.IntEnum):
-    """Why the server ends a connection; 40xx: reconnect, 45xx: do not (DESIGN 6.15)."""
+    """Why the server ends a connection; 40xx: reconnect, 45xx: do not (docs/reference/codes)."""
 
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002

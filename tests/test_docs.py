@@ -203,6 +203,22 @@ def test_every_metric_is_in_the_reference_with_its_kind_and_labels() -> None:
     assert set(re.findall("``([a-z]+)``", reasons)) == set(REFUSALS)
 
 
+def test_every_module_and_package_is_on_the_page_that_walks_through_them() -> None:
+    text = (ROOT / "docs" / "explanation" / "way-of-a-delta.rst").read_text("utf-8")
+    floors = text.partition("\nFloors\n")[2].partition("\nOn the way in\n")[0]
+    package = ROOT / "syncserver"
+    modules = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"``([a-z_]+(?:\.py|/))``", floors)) == modules | packages
+
+
+def test_every_file_that_the_page_walks_past_is_there() -> None:
+    text = (ROOT / "docs" / "explanation" / "way-of-a-delta.rst").read_text("utf-8")
+    named = set(re.findall(r"\b[a-z_]+(?:/[a-z_]+)*\.py\b", text)) - {"tests/test_floors.py"}
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not (ROOT / "syncserver" / name).is_file()] == []
+
+
 def test_error_codes_are_found_wherever_they_stand() -> None:
     source = """
 _CODES = {401: "in_a_table", 402: other}
