@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -510,3 +511,57 @@ async def test_the_doctor_knows_a_daemon_that_runs(tmp_path: Path) -> None:
             out = (await doctor.child.stdout.read()).decode()
             assert await doctor.ended() == 0
     assert out.count("a daemon is running there") == 2
+
+
+# The how-to.
+
+
+async def test_the_steps_of_the_how_to_lead_to_a_daemon_that_knows_its_keys(
+    tmp_path: Path,
+) -> None:
+    page = (ROOT / "docs" / "howto" / "configure.rst").read_text("utf-8")
+    changes = {"/etc/syncserver": str(tmp_path / "etc"), "0.0.0.0": "127.0.0.1"}
+    for found, put in {**changes, "port = 5800": "port = 0", "port = 5801": "port = 0"}.items():
+        assert found in page
+        page = page.replace(found, put)
+    make_key, check, serve, another_key = blocks(page, "bash")
+    (config,) = blocks(page, "toml")
+    line = next(block for block in blocks(page, "text") if "reporting" in block)
+    (tmp_path / "syncserver").write_text(f'#!/bin/sh\nexec {sys.executable} -m syncserver "$@"\n')
+    (tmp_path / "syncserver").chmod(0o700)
+    environ = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "clients/python")]),
+    }
+
+    async def run(block: str) -> str:
+        child = await asyncio.create_subprocess_exec(
+            *("sh", "-euc", block), env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        async with asyncio.timeout(60):
+            said, _ = await child.communicate()
+        assert child.returncode == 0, said.decode()
+        return said.decode()
+
+    file = tmp_path / "etc" / "syncserver.toml"
+    await run(make_key)
+    file.write_text(config)
+    assert "nothing is wrong" in await run(check)
+    program, *arguments = serve.split()
+    assert program == "syncserver"
+    async with process(*arguments, environ=environ, cwd=tmp_path) as daemon:
+        await daemon.started()
+        assert daemon.line("api key") == "file:keys/web"
+        assert daemon.child.stderr is not None
+        await run(another_key)
+        file.write_text(re.sub(r"api_keys = .*\n", line, config))
+        daemon.child.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(15):
+            while "file:keys/reporting" not in (await daemon.child.stderr.readline()).decode():
+                assert daemon.child.returncode is None
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the blocks of a page in a language."""
+    found = re.findall(rf"\.\. code-block:: {language}\n\n((?:   .*\n|\n)+)", page)
+    return [re.sub(r"(?m)^   ", "", block).strip() + "\n" for block in found]

@@ -132,14 +132,14 @@ def test_the_file_of_the_how_to_is_read_as_it_stands(write: Write) -> None:
     path = write(example())
     keys = Path("keys")
     keys.mkdir()
-    (keys / "reporting").write_text(KEY + "\n")
-    (keys / "reporting").chmod(0o600)
-    config = load(path, {"SYNCSERVER_API_KEY": KEY[::-1]})
+    (keys / "web").write_text(KEY + "\n")
+    (keys / "web").chmod(0o600)
+    config = load(path, {})
     assert config.source == "syncserver.toml"
     assert config.frontend == Frontend(
         address="0.0.0.0", port=5800, allowed_origins=("https://app.example.org",)
     )
-    assert [plain(key) for key in config.backend.api_keys] == [KEY[::-1], KEY]
+    assert [plain(key) for key in config.backend.api_keys] == [KEY]
     assert config.backend.key_file is None
     assert config.limits == Limits(grant_seconds=120, max_deltas=2000)
     assert config.models == {"Task": Model(key="id")}
