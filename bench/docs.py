@@ -35,7 +35,7 @@ def _page(figures: Figures, pictures: Sequence[tuple[str, str]]) -> Iterator[str
     yield ".. Written by `make bench ARGS=--docs`; what is changed here is lost with the next run."
     yield ""
     yield from _conditions(figures)
-    head = ["metric", "target", "moonshot", "reached", "met?"]
+    head = ["metric", "target", "stretch target", "reached", "met?"]
     yield from _table([head, *(target_row(figures, target) for target in TARGETS)])
     for name, title in pictures:
         yield from (f".. figure:: performance/{name}.svg", f"   :alt: {title}", "")

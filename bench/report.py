@@ -155,7 +155,7 @@ def about(figures: Figures) -> str:
 
 def targets(figures: Figures) -> str:
     """Return the table of targets, with what this run reached."""
-    rows = [["metric", "target", "moonshot", "reached", "met?"]]
+    rows = [["metric", "target", "stretch target", "reached", "met?"]]
     rows += [target_row(figures, target) for target in TARGETS]
     return table(rows)
 
@@ -166,7 +166,7 @@ def target_row(figures: Figures, target: Target) -> list[str]:
     return [
         target.what,
         target.bound(target.reach),
-        target.bound(target.moonshot),
+        target.bound(target.stretch),
         spread(found, target.unit),
         target.verdict(found),
     ]

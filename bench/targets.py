@@ -18,7 +18,7 @@ class Target:
 
     what: str
     reach: float
-    moonshot: float
+    stretch: float
     reached: Reached
     unit: str = "x"
     at_most: bool = False
@@ -28,14 +28,14 @@ class Target:
         return f"{'<=' if self.at_most else '>='} {value:,g}{self.unit}"
 
     def verdict(self, found: Spread | None) -> str:
-        """Return whether the median keeps the bounds."""
+        """Return which of the bounds the median keeps: ``both``, the first (``yes``) or ``no``."""
         if found is None:
             return "not measured"
 
         def keeps(bound: float) -> bool:
             return found.median <= bound if self.at_most else found.median >= bound
 
-        return "moonshot" if keeps(self.moonshot) else "yes" if keeps(self.reach) else "no"
+        return "both" if keeps(self.stretch) else "yes" if keeps(self.reach) else "no"
 
 
 def _times_less(other: str, clients: int, mode: str) -> Reached:

@@ -1,4 +1,4 @@
-"""Canonical JSON bytes: equal for equal JSON values, and hashable (docs/reference/filters).
+"""Canonical JSON bytes: equal for equal JSON values, and hashable (docs/reference/wire).
 
 Python holds ``1 == True``; in JSON they are two values, and 1 and 1.0 are one.
 """

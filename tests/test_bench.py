@@ -64,7 +64,7 @@ def test_runs_of_different_loads_are_shown_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("median", "verdict"), [(2, "moonshot"), (4, "yes"), (6, "no"), (None, "not measured")]
+    ("median", "verdict"), [(2, "both"), (4, "yes"), (6, "no"), (None, "not measured")]
 )
 def test_a_target_is_met_by_the_median(median: float | None, verdict: str) -> None:
     target = Target("what", 5, 3, lambda figures: None, at_most=True)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "attacks.rst"
 LEAST = 100
-# Of the list that the page goes by; those between are of other protocols and stores.
+# They are names, which tests use too; the gaps mean nothing.
 NUMBERS = {*range(1, 55), *range(68, 87), *range(107, 132), *range(141, 151)}
 
 
