@@ -19,11 +19,17 @@ from typing import Any
 import pytest
 
 from syncserver.config import Limits
-from syncserver.engines import sqlite_file, sqlite_writer
+from syncserver.engines import sqlite_file, sqlite_grants, sqlite_writer
 from syncserver.engines.base import Engine, Entry, Grant, GrantMissing
 from syncserver.engines.sqlite import SQLiteEngine
 from syncserver.engines.sqlite_store import Store
-from syncserver.errors import ConfigError, PositionLost, RefetchReason, Unavailable
+from syncserver.errors import (
+    ConfigError,
+    PositionLost,
+    RefetchReason,
+    TooManyGrants,
+    Unavailable,
+)
 from syncserver.position import Position
 from tests.conftest import ExpectedLog
 
@@ -606,6 +612,25 @@ async def test_after_the_power_failed_a_log_written_less_surely_is_another_one(
     await engine.close()
     async with opened(copies["normal"]) as engine:
         assert await engine.head("s"), "it begins anew once"
+
+
+async def test_grants_that_were_taken_keep_no_room_from_one_that_is_new(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_grants, "_DROPPED", 3)
+    clock = Clock()
+    async with opened(path, replace(LIMITS, max_grants=2), clock=clock) as engine:
+        grant = Grant("s", await engine.head("s"), b"body")
+        for token in map(str, range(5)):
+            await engine.put_grant(token, grant, 10)
+            await engine.take_grant(token, 1, resumable=True)
+        for token in "ab":
+            await engine.put_grant(token, grant, 2)
+        clock.now += 3
+        await engine.put_grant("new", grant, 10)
+        await engine.put_grant("newer", grant, 10)
+        with pytest.raises(TooManyGrants):
+            await engine.put_grant("too many", grant, 10)
 
 
 async def test_a_clock_that_was_set_back_gives_a_grant_its_time_once_more_and_no_longer(

@@ -22,6 +22,7 @@ from syncserver.position import Position
 _AT_ONCE = 500
 _DROPPED = 5_000
 _OVER = "token IN (SELECT token FROM held WHERE deadline <= ? ORDER BY deadline, token LIMIT ?)"
+_WAITED = _OVER.replace("WHERE", "WHERE takes = 0 AND")
 
 
 class Held(NamedTuple):
@@ -61,6 +62,8 @@ class Grants:
         """Keep a grant that nobody has taken; TooManyGrants if as many wait as may."""
         if not self._has_room(grant):
             self.forget(now, _DROPPED)
+            if not self._has_room(grant):  # those may all have been taken, which makes no room
+                self._drop(_WAITED, now, _DROPPED)
             if not self._has_room(grant):
                 raise TooManyGrants
         self._drop("token = ?", token)
