@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from syncserver.config import Config, DealerConfig, Known, ServiceConfig, spoken_paths
+from syncserver.config import Config, DealerConfig, Known, Model, ServiceConfig, spoken_paths
 from syncserver.dealers.base import Dealer
 from syncserver.doors import UnixPlace
 from syncserver.engines.base import Engine
@@ -95,8 +95,9 @@ def shared_settings(config: Config) -> str:
         (name, one.type, one.client_publish, sorted(one.dealers.items()))
         for name, one in sorted(config.services.items())
     ]
-    limits = [getattr(config.limits, name) for name in _SHARED_LIMITS]
-    text = repr((services, sorted(config.models.items()), limits))
+    models = [(name, one.key) for name, one in sorted(config.models.items()) if one != Model()]
+    limits = [float(getattr(config.limits, name)) for name in _SHARED_LIMITS]
+    text = repr((services, models, limits))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

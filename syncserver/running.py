@@ -167,6 +167,7 @@ def _build(
         return config, *app.build(config)
     sys.path.insert(0, "")
     registries = app.load_registries(application, config)
+    config = replace(config, services={}, models={})  # the application has its own
     services = [one for some in registries for one in some.registered_services.values()]
     engines = {one.engine for one in services if one.engine is not None}
     _check_shared(engines, workers)
@@ -216,7 +217,8 @@ async def _serve(
 ) -> int:
     if engine is not None:
         await engine.open()
-        engine.compare(app.shared_settings(settings.config))
+        if siblings is None or siblings.number == 0:  # all workers have the same
+            engine.compare(app.shared_settings(settings.config))
     server = app.make_server(
         settings.config,
         registries,

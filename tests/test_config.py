@@ -988,6 +988,8 @@ def test_what_nodes_must_have_alike_is_compared_and_nothing_else(
     first = digest(dealers + a + b)
     of_its_own = "[limits]\nmax_connections = 5\n[log]\nlevel = 'debug'"
     assert digest(dealers + b + a + of_its_own) == first
+    as_untold = "[limits]\ngrant_seconds = 120.0\n[models.Task]\n[models.Note]\nkey = 'id'"
+    assert digest(dealers + a + b + as_untold) == first
     others = [
         dealers + a,
         dealers + a + b.replace('"x"', '"y"'),

@@ -17,6 +17,8 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from syncserver.app import shared_settings
+from syncserver.config import Config
 from syncserver.siblings import Siblings
 from tests.support import valkey
 from tests.support.daemon import KEY, SECONDS, DaemonProcess, Peer, call_body, process, until
@@ -245,6 +247,49 @@ async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
         orphans = children(daemon.child.pid)
         daemon.child.kill()
         await until(lambda: not any(map(alive, orphans)), seconds=15)
+
+
+COMPARED = """
+from pathlib import Path
+from syncserver import ServiceRegistry
+from syncserver.engines.memory import MemoryEngine
+from syncserver.services.datasync import DataSyncService
+
+class Told(MemoryEngine):
+    shared = True
+
+    async def open(self):
+        note("open")
+
+    def compare(self, settings):
+        note(settings)
+
+def note(line):
+    with Path("noted").open("a") as file:
+        file.write(line + "\\n")
+
+def make(config):
+    service = DataSyncService("datasync", [], engine=Told())
+    return ServiceRegistry([service]), ServiceRegistry()
+"""
+
+
+@pytest.mark.seconds(60)
+async def test_one_worker_alone_compares_the_settings_and_none_that_an_application_has_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "its_app.py").write_text(COMPARED)
+    path = Path(config(tmp_path, "memory"))
+    path.write_text(path.read_text() + '[models.Task]\nkey = "pk"\n')
+    flags = ("serve", "--config", str(path), "--app", "its_app:make", "--workers", "2")
+    noted = tmp_path / "noted"
+    async with process(*flags, cwd=tmp_path) as daemon:
+        await daemon.started()
+        await until(lambda: noted.read_text().count("open") == 2)
+        daemon.child.send_signal(signal.SIGTERM)
+        assert await daemon.ended() == 0
+    told = [line for line in noted.read_text().split() if line != "open"]
+    assert told == [shared_settings(Config(services={}))]
 
 
 @pytest.mark.parametrize("engine", ["memory", "sqlite://log.db"])
