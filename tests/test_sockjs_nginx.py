@@ -1,4 +1,4 @@
-"""SockJS behind nginx, with the rule of the how-to: a session stays with its machine."""
+"""SockJS behind nginx, with the rule of deploy/: a session stays with its machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.fronts import free_port, is_open, nginx_with
 from tests.support.sockjs import OPEN, Site, read, site
 from tests.test_draining import PREFIX, code_of, polling
 
-PAGE = ROOT / "docs" / "howto" / "sockjs.rst"
+RULE = ROOT / "deploy" / "nginx-nodes.conf"
 SERVER = """
 server {
     listen 127.0.0.1:PORT;
@@ -31,14 +31,10 @@ server {
 
 
 def rule() -> str:
-    """Return what the how-to says for nginx."""
-    text = PAGE.read_text("utf-8").partition(".. code-block:: nginx\n\n")[2]
-    lines = []
-    for line in text.splitlines():
-        if line and not line.startswith("   "):
-            break
-        lines.append(line.removeprefix("   "))
-    return "\n".join(lines)
+    """Return what says where a session is, and the machines for clients."""
+    text = RULE.read_text("utf-8").partition("upstream syncserver_backend")[0]
+    assert "map $uri" in text
+    return text
 
 
 @asynccontextmanager

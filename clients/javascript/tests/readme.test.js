@@ -10,7 +10,7 @@ const readme = readFileSync(new URL("../README.md", import.meta.url), "utf8");
 function script() {
   const [, code] = /<script type="module">([^]*?)<\/script>/.exec(readme);
   const body = code.replace(/import (\{[^}]*\})\s*from "\/syncserver.js";/, "const $1 = library;");
-  return new Function("library", "fetch", "render", body);
+  return new Function("library", "fetch", "render", "setTimeout", body);
 }
 
 test("the page of the README shows the rows, follows them and fetches again", async (t) => {
@@ -30,17 +30,34 @@ test("the page of the README shows the rows, follows them and fetches again", as
     globalThis.WebSocket = original;
     sockets[0].lose(4500); // and no timer is left
   });
-  const fetch = async () => ({
-    json: async () => [{ id: 1, version: 1 }],
-    headers: { get: () => tokens.shift() },
-  });
-  script()(library, fetch, (rows) => rendered.push(rows.map(({ id }) => id)));
+  let isAway = true;
+  const fetch = async () => {
+    if (isAway) throw new TypeError("Failed to fetch");
+    return {
+      json: async () => [{ id: 1, version: 1 }],
+      headers: { get: () => tokens.shift() },
+    };
+  };
+  const timers = [];
+  const setTimeout = (action, delay) => timers.push({ action, delay });
+  const retry = () => {
+    assert.equal(timers.length, 1, "once for each failure");
+    const [{ action, delay }] = timers.splice(0);
+    assert.ok(delay >= 1000 && delay <= 5000, `${delay} ms`);
+    action();
+  };
+  script()(library, fetch, (rows) => rendered.push(rows.map(({ id }) => id)), setTimeout);
   const socket = sockets[0].open();
   assert.equal(socket.url, "wss://page.example/ws");
+  await settled();
+  isAway = false;
+  retry();
   await settled();
   assert.deepEqual(socket.calls,
     [["acquireSubscription", { token: "first", position: null }]]);
   socket.refuse("refetch", { reason: "trimmed" });
+  await settled();
+  retry();
   await settled();
   assert.equal(socket.calls.at(-1)[1].token, "second");
   const delta = { type: "insert", model: "Task", data: { id: 2, version: 1 } };
