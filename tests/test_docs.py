@@ -24,6 +24,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 # Fields of the settings that no file can set: they say where something was found.
 NOT_SETTABLE = {(Config, "source"), (Config, "given"), (Backend, "key_file")}
+MOST_COLUMNS = 110
 # What stands for the name of the user's own in a term of the reference.
 OWN_NAMES = {"models": "NAME", "services": "NAME", "dealers": "DEALER", "protocols": "NAME"}
 
@@ -218,6 +219,29 @@ def test_every_file_that_the_page_walks_past_is_there() -> None:
     named = set(re.findall(r"\b[a-z_]+(?:/[a-z_]+)*\.py\b", text)) - {"tests/test_floors.py"}
     assert len(named) > 40
     assert [name for name in sorted(named) if not (ROOT / "syncserver" / name).is_file()] == []
+
+
+def prose(text: str) -> Iterator[str]:
+    """Give the lines that can be broken: not what stands in a directive, a table, or as a term."""
+    within: int | None = None
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if within is not None and (indent > within or not line.strip()):
+            continue
+        within = indent if line.endswith("::") else None
+        if not re.match(r"\s*(``[^`]+``(,|\s\s|$)|==|\.\. )", line) and "   " not in line.strip():
+            yield line
+
+
+def test_lines_of_prose_can_be_read_in_a_diff() -> None:
+    pages = [
+        *(ROOT / "docs").rglob("*.rst"),
+        *(ROOT / "demos").glob("*/*.rst"),
+        ROOT / "README.rst",
+    ]
+    lines = [(page.name, line) for page in pages for line in prose(page.read_text("utf-8"))]
+    assert len(lines) > 2000
+    assert [(name, line) for name, line in lines if len(line) > MOST_COLUMNS] == []
 
 
 def test_error_codes_are_found_wherever_they_stand() -> None:
