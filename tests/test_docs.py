@@ -221,6 +221,15 @@ def test_every_file_that_the_page_walks_past_is_there() -> None:
     assert [name for name in sorted(named) if not (ROOT / "syncserver" / name).is_file()] == []
 
 
+def test_the_lines_of_the_log_that_a_page_shows_are_written_by_the_code() -> None:
+    text = (ROOT / "docs" / "howto" / "troubleshoot.rst").read_text("utf-8")
+    shown = re.findall(r"INFO (syncserver\.[a-z]+): (Refused a [a-z ]+?) (?:'|\d)", text)
+    code = [path.read_text("utf-8") for path in (ROOT / "syncserver").rglob("*.py")]
+    assert len(shown) == 2
+    for logger, words in shown:
+        assert any(f'getLogger("{logger}")' in one and f'"{words} %' in one for one in code), words
+
+
 def prose(text: str) -> Iterator[str]:
     """Give the lines that can be broken: not what stands in a directive, a table, or as a term."""
     within: int | None = None
