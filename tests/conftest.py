@@ -21,6 +21,7 @@ import re
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,18 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("thorough", max_examples=100, deadline=None)
     profile = "thorough" if os.environ.get("CI") == "true" else "quick"
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m core`` read no file that has nothing of it: that takes longer than its tests."""
+    if config.option.markexpr != "core" or not collection_path.name.startswith("test_"):
+        return None
+    return "mark.core" not in collection_path.read_text("utf-8") or None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every ``gc.collect()`` of a test: it took 0.3 seconds."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
