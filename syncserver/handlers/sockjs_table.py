@@ -1,4 +1,4 @@
-"""The polling sessions of one place, found by the ids that their clients chose."""
+"""Where the polling sessions of SockJS are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from syncserver.timers import Wheel
 
 
 class Sessions:
-    """The polling sessions of one place, found by the id that their clients chose."""
+    """The polling sessions of one place, found by the id that their clients chose.
+
+    :ivar untold: how many clients are to be told something yet, if only the end.
+    """
 
     def __init__(
         self, registry: ServiceRegistry, protocol: Callable[[], Protocol], wheel: Wheel
@@ -21,7 +24,6 @@ class Sessions:
         self._wheel = wheel
         self._sessions: dict[str, PollingSession] = {}
         self.untold = 0
-        """How many clients are to be told something yet, if only the end."""
 
     def __len__(self) -> int:
         return len(self._sessions)
