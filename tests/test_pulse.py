@@ -58,10 +58,30 @@ def test_a_worker_is_silent_when_nothing_came_for_as_long_as_the_watchdog_waits(
     assert pulse.silent() == [0]
 
 
+@pytest.mark.parametrize(("watchdog", "starts"), [(6.0, 60), (90.0, 90)])
+def test_a_worker_that_starts_has_a_minute_or_as_long_as_the_watchdog_waits(
+    watchdog: float, starts: int
+) -> None:
+    clock = Clock()
+    pulse = Pulse(watchdog, clock)
+    for number in range(2):
+        pulse.expect(number)
+    for _ in range(starts):
+        clock.now += 1
+        heard(pulse, 1)
+        assert pulse.silent() == []
+    assert pulse.listening() == 1
+    clock.now += 1
+    assert pulse.silent() == [0]
+    pulse.forget(0)
+    assert pulse.silent() == []
+
+
 def test_who_was_stopped_itself_blames_nobody_for_that_time() -> None:
     clock = Clock()
     pulse = Pulse(6.0, clock)
     heard(pulse, 0)
+    pulse.expect(1)
     clock.now += 3600
     assert pulse.silent() == []
     for _ in range(3):
@@ -162,8 +182,11 @@ async def test_the_watchdog_hears_that_the_event_loop_turns(
 
 SUPERVISOR = """
 import os, signal, sys, time
+from syncserver.process import pulse as its_time
 from syncserver.process.notify import notify
 from syncserver.process.workers import supervise
+
+seconds, its_time._START_SECONDS = map(float, sys.argv[1:])
 
 def serve(number, pulse):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -174,16 +197,17 @@ def serve(number, pulse):
         pulse.beat(number)
         time.sleep(pulse.seconds)
 
-seconds = float(sys.argv[1])
 sys.exit(supervise(2, serve, watchdog_seconds=seconds, settled_seconds=0))
 """
 
 
 @asynccontextmanager
-async def supervised(systemd: Systemd, seconds: float) -> AsyncIterator[asyncio.subprocess.Process]:
+async def supervised(
+    systemd: Systemd, seconds: float, start_seconds: float = 60
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run two workers, of which the second listens when it may read a byte."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SUPERVISOR, str(seconds)),
+        *(sys.executable, "-c", SUPERVISOR, str(seconds), str(start_seconds)),
         env={**os.environ, **systemd.environ},
         stdin=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -207,6 +231,13 @@ async def test_several_workers_are_ready_when_the_last_of_them_listens(systemd: 
         assert await systemd.until(READY)
         child.terminate()
         assert READY not in await systemd.until(STOPPING)
+
+
+async def test_a_worker_that_does_not_come_to_listen_is_replaced(systemd: Systemd) -> None:
+    async with supervised(systemd, 1.5, start_seconds=0) as child:
+        assert child.stderr is not None
+        assert b"Worker 1 gives no sign of life; it is ended" in await child.stderr.readline()
+        assert b"Worker 1 ended (-6) and is replaced" in await child.stderr.readline()
 
 
 async def test_a_worker_that_stands_still_is_replaced(systemd: Systemd) -> None:

@@ -18,6 +18,7 @@ from syncserver.process.notify import ALIVE, READY, STOPPING
 
 _BEATS_IN_TIME = 3
 _PIECE_BYTES = 4096
+_START_SECONDS = 60.0
 
 
 class Life:
@@ -62,6 +63,7 @@ class Pulse:
         self._clock = clock
         self._reading, self._writing = _pipe()
         self._woken, self._waking = _pipe()
+        self._expected: dict[int, float] = {}
         self._heard: dict[int, float] = {}
         self._looked = clock()
 
@@ -85,9 +87,14 @@ class Pulse:
         _read(self._woken)
         self._take()
 
+    def expect(self, number: int) -> None:
+        """Expect the first sign of life of a worker, which starts now."""
+        self._expected[number] = self._clock()
+
     def forget(self, number: int) -> None:
         """Forget a worker that has ended, and what it still sent."""
         self._take()
+        self._expected.pop(number, None)
         self._heard.pop(number, None)
 
     def listening(self) -> int:
@@ -95,18 +102,26 @@ class Pulse:
         return len(self._heard)
 
     def silent(self) -> list[int]:
-        """Return the workers that have been silent for too long while this process looked."""
+        """Return the workers that have been silent for too long while this process looked.
+
+        Who starts may be silent for a minute, or as long as the watchdog waits if that is more.
+        """
         now, before = self._clock(), self._looked
         self._looked = now
         if self._watchdog_seconds is None:
             return []
         if now - before > self._watchdog_seconds / 2:  # it was stopped itself: they get their time
+            self._expected = dict.fromkeys(self._expected, now)
             self._heard = dict.fromkeys(self._heard, now)
-        return [number for number, at in self._heard.items() if now - at > self._watchdog_seconds]
+        start_seconds = max(_START_SECONDS, self._watchdog_seconds)
+        found = [number for number, at in self._expected.items() if now - at > start_seconds]
+        found += [n for n, at in self._heard.items() if now - at > self._watchdog_seconds]
+        return found
 
     def _take(self) -> None:
         now = self._clock()
         for number in _read(self._reading):
+            self._expected.pop(number, None)
             self._heard[number] = now
 
 

@@ -54,7 +54,7 @@ def supervise(
 
     Systemd is told that the daemon is ready when each has given its first sign of life, and from
     then on that this process goes on. With ``watchdog_seconds`` a worker that is silent
-    for so long is ended.
+    for so long is ended, and one that does not come to listen.
     The first SIGTERM or SIGINT is passed on as SIGTERM, after ``on_end``; it ends when all have
     ended. Others are passed on as SIGINT: who stops a service may send SIGTERM to all its
     processes, so that a worker may get it twice. For SIGHUP, what ``on_hangup`` makes of it is
@@ -136,6 +136,7 @@ class _Workers:
         pid = os.fork()
         if pid:
             self._running[pid] = (number, time.monotonic())
+            self._pulse.expect(number)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         else:
             self._work(number)
