@@ -87,7 +87,8 @@ class Server:
         self._sessions: list[Sessions] = []
         self.frontend_port = self.backend_port = 0
         engine_name = type(engine).__name__.removesuffix("Engine").lower() if engine else "own"
-        self.pressure = Pressure.of(config.limits, siblings.count if siblings else 1)
+        number, count = (siblings.number, siblings.count) if siblings else (0, 1)
+        self.pressure = Pressure.of(config.limits, count, tells=number == 0)
         self.metrics = Metrics(registries, engine_name, self._doors, self.pressure, siblings)
         self.metrics.expect(protocols.values(), sockjs.values())
 

@@ -430,7 +430,15 @@ def test_the_doctor_says_ok_of_what_is_well(run: Run) -> None:
     code, out, _ = run("doctor", *ports)
     assert code == 0
     found = dict(line[5:].split(": ", 1) for line in out.splitlines())
-    assert {"open files", "clock", "engine", "frontend", "backend", "api key"} <= found.keys()
+    assert {
+        "open files",
+        "memory",
+        "clock",
+        "engine",
+        "frontend",
+        "backend",
+        "api key",
+    } <= found.keys()
     assert "FAIL" not in out
     assert not Path("state").exists()
 
@@ -476,6 +484,37 @@ def test_the_doctor_counts_with_the_descriptors_that_the_daemon_will_take(
     _, out, _ = run("doctor", *ports)
     text = "114286 may be open (256, which 'serve' raises), so about 100000 connections"
     assert f"ok   open files: {text}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("allowed", "given", "said"),
+    [
+        (None, (), "ok   memory: nothing bounds it"),
+        (
+            1 << 30,
+            (),
+            "ok   memory: 819 MiB, which --workers share; it bounds no more of them than ",
+        ),
+        (1 << 27, (), "warn memory: not bounded, as four fifths of 128 MiB are 102 MiB for each "),
+        (
+            1 << 27,
+            ("--set", "limits.max_process_bytes=1"),
+            "warn memory: limits.max_process_bytes ",
+        ),
+        (None, ("--set", "limits.max_process_bytes=4294967296"), "ok   memory: 4096 MiB for each"),
+    ],
+)
+def test_the_doctor_says_what_memory_a_daemon_may_have(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: int | None,
+    given: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr("syncserver.process.memory.allowed_bytes", lambda: allowed)
+    monkeypatch.setattr("syncserver.commands.doctor.resident_bytes", lambda: 30 << 20)
+    _, out, _ = run("doctor", *given, "--set", "frontend.port=0", "--set", "backend.port=0")
+    assert f"\n{said}" in out
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0.0, "ok  "), (7.0, "warn"), (-7.0, "warn")])

@@ -89,5 +89,6 @@ def test_the_container_s_file_names_what_there_is() -> None:
     assert ports
     config = Config()
     assert ports.groups() == (str(config.frontend.port), str(config.backend.port))
-    assert f":{config.backend.port}/ready" in text
+    assert f":{config.backend.port}/live" in text, "who is not ready is not to be killed"
+    assert "/ready" not in text
     assert re.search(r"^USER 10001", text, re.MULTILINE), "not root"

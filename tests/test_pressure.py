@@ -12,9 +12,13 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from syncserver.config import Limits
-from syncserver.process.memory import allowed_bytes, give_back, resident_bytes
+from syncserver.flusher import Flusher
+from syncserver.process.memory import Bound, allowed_bytes, bound_of, give_back, resident_bytes
 from syncserver.process.pressure import Pressure
+from syncserver.protocols import base as wire
+from syncserver.protocols.native import NativeProtocol
 from syncserver.services.base import Request, RPCService, rpc_command
+from syncserver.session import Session
 from tests.conftest import ExpectedLog
 from tests.support.daemon import Daemon, Peer, call_body, serving, until
 from tests.support.sockets import RawPeer
@@ -75,15 +79,59 @@ def test_without_groups_everything_is_allowed(group: Group) -> None:
     assert allowed_bytes() is None or allowed_bytes() > MIB
 
 
+def allow(monkeypatch: pytest.MonkeyPatch, mebibytes: int | None) -> None:
+    """Let the control group allow so much."""
+    allowed = None if mebibytes is None else mebibytes * MIB
+    monkeypatch.setattr("syncserver.process.memory.allowed_bytes", lambda: allowed)
+
+
 def test_the_processes_share_what_is_allowed_and_a_setting_goes_before_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("syncserver.process.pressure.allowed_bytes", lambda: 1_000)
-    assert Pressure.of(Limits(), 1).most == 800
-    assert Pressure.of(Limits(), 4).most == 200
-    assert Pressure.of(Limits(max_process_bytes=500), 4).most == 500
-    monkeypatch.setattr("syncserver.process.pressure.allowed_bytes", lambda: None)
-    assert Pressure.of(Limits(), 1).most is None
+    has = 40 * MIB
+    allow(monkeypatch, 1_000)
+    assert bound_of(Limits(), 1, has) == Bound(800 * MIB)
+    assert bound_of(Limits(), 4, None) == Bound(200 * MIB)
+    mine = Limits(max_process_bytes=50 * MIB)
+    assert bound_of(mine, 4, has) == Bound(50 * MIB, is_set=True)
+    allow(monkeypatch, None)
+    assert bound_of(Limits(), 1, has) == Bound(None)
+    assert Pressure.of(mine, 1, tells=False).most == 50 * MIB
+
+
+@pytest.mark.parametrize(
+    ("allowed", "processes", "has", "said"),
+    [
+        (256, 8, 40, "256 MiB are 25 MiB for each process, and it takes 128 MiB"),
+        (128, 1, 40, "128 MiB are 102 MiB for each process, and it takes 128 MiB"),
+        (500, 2, 150, "500 MiB are 200 MiB for each process, and it takes 300 MiB"),
+    ],
+)
+def test_a_share_that_a_daemon_has_without_any_fault_is_no_bound(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, processes: int, has: int, said: str
+) -> None:
+    allow(monkeypatch, allowed)
+    bound = bound_of(Limits(), processes, has * MIB)
+    assert bound == Bound(None, note=f"not bounded, as four fifths of {said}")
+
+
+def test_one_process_tells_that_memory_is_not_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "syncserver.session")
+    allow(monkeypatch, 256)
+    assert Pressure.of(Limits(), 8, tells=False).most is None
+    assert not caplog.messages
+    assert Pressure.of(Limits(), 8).most is None
+    (said,) = caplog.messages
+    assert said.startswith("Memory: not bounded, as four fifths of 256 MiB are 25 MiB")
+
+
+def test_a_setting_below_what_the_process_has_stays_and_is_warned_of(
+    expected_log: ExpectedLog,
+) -> None:
+    with expected_log("syncserver.session", "limits.max_process_bytes is 1 MiB, but .* raise it"):
+        assert Pressure.of(Limits(max_process_bytes=MIB), 1).most == MIB
 
 
 def test_the_memory_of_this_process_is_known_and_can_be_given_back() -> None:
@@ -91,28 +139,166 @@ def test_the_memory_of_this_process_is_known_and_can_be_given_back() -> None:
     assert (resident_bytes() or 0) > MIB
 
 
-def test_it_is_high_until_there_is_a_tenth_less(expected_log: ExpectedLog) -> None:
-    used: list[int | None] = [0]
-    pressure = Pressure(100 * MIB, lambda: used[0])
+class Gauge:
+    """What a process has, looked at as often as one likes; a bound of 100 MiB."""
 
-    def is_high_with(mebibytes: int) -> bool:
-        used[0] = mebibytes * MIB
-        pressure.look([])
-        return pressure.is_high
+    def __init__(self) -> None:
+        self.mebibytes = 0.0
+        self.pressure = Pressure(100 * MIB, lambda: int(self.mebibytes * MIB))
 
-    assert not is_high_with(99)
+    def is_high_with(self, mebibytes: float, looks: int = 1) -> bool:
+        self.mebibytes = mebibytes
+        for _ in range(looks):
+            self.pressure.look([])
+        return self.pressure.is_high
+
+
+def test_it_is_high_until_there_is_a_twentieth_less(expected_log: ExpectedLog) -> None:
+    gauge = Gauge()
+    assert not gauge.is_high_with(99)
     with expected_log("syncserver.session", "101 MiB are used, limits.max_process_bytes is 100"):
-        assert is_high_with(101)
-    assert is_high_with(99)
-    assert is_high_with(91)
-    assert not is_high_with(89)
-    assert not is_high_with(99)
+        assert gauge.is_high_with(101)
+    assert gauge.is_high_with(99)
+    assert gauge.is_high_with(96)
+    assert not gauge.is_high_with(94)
+    assert not gauge.is_high_with(99)
+
+
+def test_it_is_high_no_longer_once_there_is_no_more_for_a_minute(
+    expected_log: ExpectedLog,
+) -> None:
+    gauge = Gauge()
+    with expected_log("syncserver.session", "Memory is scarce"):
+        assert gauge.is_high_with(120)
+    assert gauge.is_high_with(97, looks=59)
+    assert gauge.is_high_with(98.5), "it has grown"
+    assert gauge.is_high_with(98.5, looks=59)
+    assert not gauge.is_high_with(98.5)
+
+
+def test_it_stays_high_while_there_is_more_than_there_may_be(expected_log: ExpectedLog) -> None:
+    gauge = Gauge()
+    with expected_log("syncserver.session", "Memory is scarce"):
+        assert all(gauge.is_high_with(101) for _ in range(200))
 
 
 def test_without_a_bound_or_a_figure_it_is_never_high() -> None:
     for pressure in (Pressure(None, lambda: 1 << 50), Pressure(1, lambda: None)):
         pressure.look([])
         assert not pressure.is_high
+
+
+class Stalled:
+    """A transport whose peer reads nothing."""
+
+    def __init__(self) -> None:
+        self._runs: list[wire.Run] = []
+
+    def write(self, run: wire.Run) -> bool:
+        self._runs.append(run)
+        return False
+
+    def close(self, code: int, reason: str) -> None:
+        self._runs.clear()
+
+    def held(self) -> dict[int, int]:
+        return {id(run): run.size for run in self._runs}
+
+
+class Crowd:
+    """Sessions whose peers read nothing, in a process that has more than its 100 MiB."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sessions: list[Session] = []
+        self.flusher = Flusher()
+        self.resident = 0
+        self.trims = 0
+        self.pressure = Pressure(100 * MIB, lambda: self.resident)
+        monkeypatch.setattr("syncserver.process.pressure.give_back", self._trim)
+
+    def _trim(self) -> None:
+        self.trims += 1
+
+    async def wait_for(self, size: int, sessions: int = 1) -> list[Session]:
+        """Let so many sessions more wait for one and the same."""
+        frame = wire.Frame((b"x" * size,))
+        waiting = [
+            Session(
+                NativeProtocol(), Stalled(), self.flusher,
+                dispatch=lambda *_: None, on_end=lambda _: None, limits=Limits(),
+            )
+            for _ in range(sessions)
+        ]  # fmt: skip
+        for session in waiting:
+            session.put(frame)
+        await until(lambda: all(session.held() for session in waiting))
+        self.sessions += waiting
+        return waiting
+
+    def look(self, mebibytes: float) -> int:
+        """Have so much; return how many were closed for it."""
+        before = sum(session.open for session in self.sessions)
+        self.resident = int(mebibytes * MIB)
+        self.pressure.look(self.sessions)
+        return before - sum(session.open for session in self.sessions)
+
+
+async def test_nobody_is_closed_for_what_many_wait_for(
+    monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    crowd = Crowd(monkeypatch)
+    await crowd.wait_for(100_000, sessions=1_000)
+    with expected_log("syncserver.session", "Memory is scarce"):
+        assert crowd.look(106) == 0
+    assert [crowd.look(mebibytes) for mebibytes in (106, 101, 97)] == [0, 0, 0]
+
+
+async def test_nobody_is_closed_where_all_of_it_is_little_beside_what_is_too_much(
+    monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    crowd = Crowd(monkeypatch)
+    for _ in range(3):
+        await crowd.wait_for(MIB // 2)
+    with expected_log("syncserver.session", "Memory is scarce"):
+        assert crowd.look(106) == 0, "1.5 MiB are less than a tenth of 16"
+    with expected_log("syncserver.session", "Closed 3 slow sessions"):
+        assert crowd.look(101) == 3
+    assert crowd.look(101) == 0
+
+
+async def test_those_with_the_most_of_their_own_go_first_and_those_who_share_together(
+    monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    crowd = Crowd(monkeypatch)
+    pairs = [await crowd.wait_for(6 * MIB, sessions=2) for _ in range(2)]
+    crowd.sessions = [session for both in zip(*pairs, strict=True) for session in both]
+    (own,) = await crowd.wait_for(8 * MIB)
+    with (
+        expected_log("syncserver.session", "Memory is scarce"),
+        expected_log("syncserver.session", "Closed 3 slow sessions"),
+    ):
+        assert crowd.look(101) == 3, "of 11 MiB that are too much 8 and 6 come back"
+    assert not own.open
+    assert sorted([one.open for one in pair] for pair in pairs) == [[False] * 2, [True] * 2]
+    assert crowd.look(99) == 0, "it has no more than it may"
+
+
+async def test_memory_is_given_back_at_the_start_and_after_somebody_was_closed(
+    monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    crowd = Crowd(monkeypatch)
+    assert (crowd.look(99), crowd.trims) == (0, 0)
+    with expected_log("syncserver.session", "Memory is scarce"):
+        crowd.look(101)
+    for _ in range(9):
+        crowd.look(101)
+    assert crowd.trims == 1
+    await crowd.wait_for(12 * MIB)
+    with expected_log("syncserver.session", "Closed 1 slow sessions"):
+        assert crowd.look(101) == 1
+    for _ in range(9):
+        crowd.look(99)
+    assert crowd.trims == 1 + 6
 
 
 class Maker(RPCService):

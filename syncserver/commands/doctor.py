@@ -26,9 +26,11 @@ from syncserver.commands import base
 from syncserver.config import LOCAL_ORIGINS, Backend, Config, Frontend
 from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError, Unavailable
+from syncserver.process.memory import bound_of, least_bytes, resident_bytes
 
 _FILES = 10_000
 _BACKLOG = 1024
+_MIB = 1024 * 1024
 _ENGINE_SECONDS = 10.0
 _LIVE_SECONDS = 3.0
 _CLOCK_SECONDS = 2.0
@@ -49,9 +51,9 @@ def add(commands: base.Commands) -> None:
         "doctor",
         help="look at the machine and say what to change before serving on it",
         description="Look at what 'serve' will need with these settings: open files, listen"
-        " backlog, clock, engine, directories, ports, keys. Each line says what is well (ok), what"
-        " may become a trouble (warn), or what must be mended (FAIL), and how. Run it as the user"
-        " that the daemon runs as.",
+        " backlog, memory, clock, engine, directories, ports, keys. Each line says what is well"
+        " (ok), what may become a trouble (warn), or what must be mended (FAIL), and how. Run it"
+        " as the user that the daemon runs as.",
         epilog="Ends with 0, with 1 if something must be mended, with 78 if the settings are"
         " refused.",
         allow_abbrev=False,
@@ -94,6 +96,21 @@ def _backlog(_config: Config) -> Iterator[Finding]:
     else:
         mend = f"many clients that come at once are turned away; sysctl net.core.somaxconn={4096}"
         yield Finding("warn", "listen backlog", f"{text}; {mend}")
+
+
+def _memory(config: Config) -> Iterator[Finding]:
+    resident = resident_bytes()
+    bound = bound_of(config.limits, 1, resident)
+    if bound.note:
+        mend = "" if bound.is_set else "; allow more (MemoryMax=), or set limits.max_process_bytes"
+        yield Finding("warn", "memory", bound.note + mend)
+    elif bound.most is None:
+        yield Finding("ok", "memory", "nothing bounds it")
+    elif bound.is_set:
+        yield Finding("ok", "memory", f"{bound.most // _MIB} MiB for each process")
+    else:
+        text = f"{bound.most // _MIB} MiB, which --workers share; it bounds no more of them than"
+        yield Finding("ok", "memory", f"{text} {bound.most // least_bytes(resident)}")
 
 
 def _clock(_config: Config) -> Iterator[Finding]:
@@ -264,6 +281,7 @@ def _reachable(config: Config) -> Iterator[Finding]:
 LOOKS: Iterable[Callable[[Config], Iterator[Finding]]] = (
     _files,
     _backlog,
+    _memory,
     _clock,
     _engine,
     _directories,
