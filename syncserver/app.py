@@ -50,7 +50,7 @@ PROTOCOLS = {
 # Prefixes of SockJS, and which protocol is spoken below them.
 SOCKJS = {"/ws/sockjs": "native"}
 
-# Other routes, some of them of the backend, which may stand behind the same door.
+# What processes of one store have to agree on.
 _SHARED_LIMITS = (
     "grant_seconds",
     "idempotency_seconds",
@@ -62,6 +62,7 @@ _SHARED_LIMITS = (
     "retention_entries",
     "retention_seconds",
 )
+# Other routes, some of them of the backend, which may stand behind the same door.
 _TAKEN = (EVENTS_PATH, *BACKEND_PATHS)
 
 # What --app makes itself.

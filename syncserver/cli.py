@@ -9,7 +9,7 @@ import argparse
 import errno
 import functools
 import logging
-import os
+import select
 import shutil
 import socket
 import sys
@@ -32,7 +32,7 @@ from syncserver.commands.base import (
 )
 from syncserver.config import LOG_LEVELS, Log
 from syncserver.errors import ConfigError, Unavailable
-from syncserver.logs import LogHandler
+from syncserver.logs import LogHandler, forget_output
 from syncserver.version import __version__
 
 logger = logging.getLogger("syncserver.cli")
@@ -61,19 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(failed.code, str(failed))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        _forget_output()
-        return NOBODY_READS
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            forget_output()
+            return NOBODY_READS
         logger.exception("Ended by an error of its own; please report it")
         return INTERNAL
     return code
 
 
-def _forget_output() -> None:
-    """Let nothing be written to who reads no more, as in ``syncserver tail ... | head``."""
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), sys.stdout.fileno())
+def _nobody_reads() -> bool:
+    """Tell whether standard output is closed at its other end; another pipe may be what broke."""
+    if sys.stdout is None:
+        return False
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return bool(output.poll(0))
 
 
 def _with_command(arguments: Sequence[str]) -> Sequence[str]:

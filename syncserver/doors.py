@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -28,6 +29,7 @@ logger = logging.getLogger("syncserver.server")
 
 _HEADER_BYTES = 16 * 1024
 _DROPPED_BODIES = 4
+_CLOSE_SECONDS = 2.0
 
 
 class UnixPlace:
@@ -165,8 +167,25 @@ class Door:
             self._place.leave()
 
     async def close_all_connections(self) -> None:
-        """Close those that are open."""
-        await self._server.close_all_connections()
+        """Close those that are open, all at once; what is still done there soon is broken off.
+
+        Tornado closes one after the other, and waits for what each is at.
+        """
+        server = self._server
+        server.is_closing = True
+        if server.pace is not None:
+            server.pace.release()
+        connections = getattr(server, "_connections", None)
+        if connections is None:
+            closing = [asyncio.ensure_future(server.close_all_connections())]
+        else:
+            closing = [asyncio.ensure_future(one.close()) for one in connections]
+        try:
+            if closing:
+                await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
+        finally:
+            for one in closing:
+                one.cancel()
 
     def url(self, scheme: str, path: str) -> str:
         """Return where the door is, for a person; with TLS the scheme ends in ``s``."""

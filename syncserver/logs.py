@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import select
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 BURST = 20
@@ -148,6 +151,12 @@ class LogHandler(logging.StreamHandler[TextIO]):
             self._is_torn = self._is_torn or begin > 0
         except Exception:  # noqa: BLE001  # a record that cannot be formatted: logging's own way
             self.handleError(record)
+
+
+def forget_output() -> None:
+    """Let nothing be written to who reads standard output no more, as in ``... | head``."""
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _has_room(stream: TextIO) -> bool:

@@ -23,6 +23,7 @@ from syncserver.engines.base import Engine
 from syncserver.errors import ConfigError
 from syncserver.process.notify import notify, watchdog_seconds
 from syncserver.process.pulse import Life
+from syncserver.process.summary import show
 from syncserver.process.workers import reserved, supervise
 from syncserver.server import Registries, Server
 from syncserver.siblings import Siblings
@@ -247,8 +248,7 @@ async def _serve(
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     if siblings is None or siblings.number == 0:
-        sys.stdout.write(server.summary() + "\n")  # from here on a signal drains
-        sys.stdout.flush()
+        show(server.summary())  # from here on a signal drains
     life.begin()
     first = await signals.get()
     if siblings is not None and first == signal.SIGINT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from syncserver.errors import Unavailable
 from syncserver.handlers.backend import BackendHTTPHandler
 from syncserver.handlers.events import EventsHandler
 from syncserver.handlers.files import ClientFileHandler
-from syncserver.handlers.health import HealthHandler
+from syncserver.handlers.health import HealthHandler, SharedCheck
 from syncserver.handlers.paced import Pace
 from syncserver.handlers.sockjs import SockJSHandler
 from syncserver.handlers.sockjs_table import Sessions
@@ -80,6 +81,7 @@ class Server:
         if config.frontend.trusted_proxies:
             self.frontend.addresses = Addresses(config.limits)
         self._engine = engine
+        self._engine_check = SharedCheck(self._without_engine)
         self._keys = KeyRing(config.backend.api_keys)
         self._origins = list(config.frontend.allowed_origins)
         self._wheel = Wheel()
@@ -152,9 +154,11 @@ class Server:
             door.stop()
         for sessions in self._sessions:
             sessions.close()
-        for door in set(self._doors.values()):
-            if door is not self._doors.get("backend") or not self.backend.calls_under_way:
-                await door.close_all_connections()  # calls are answered, that they were broken off
+        doors = set(self._doors.values())
+        if self.backend.calls_under_way:
+            doors.discard(self._doors["backend"])  # calls are answered, that they were broken off
+        await asyncio.gather(*(door.close_all_connections() for door in doors))
+        self._engine_check.close()
         await self.frontend.close()
         await self.backend.close()
         if self._engine is not None:
@@ -169,12 +173,7 @@ class Server:
         reasons = ["draining"] if self.backend.draining else []
         if self.pressure.is_high:
             reasons.append("memory: more is used than limits.max_process_bytes")
-        if self._engine is not None:
-            try:
-                await self._engine.check()
-            except Unavailable as error:
-                reasons.append(f"engine: {error}")
-        return reasons
+        return reasons + await self._engine_check.reasons()
 
     async def not_alive(self) -> list[str]:
         """Return nothing: whoever answers is alive."""
@@ -190,6 +189,14 @@ class Server:
             services=[*self.frontend.registered_services, *self.backend.registered_services],
             has_engine=self._engine is not None,
         )
+
+    async def _without_engine(self) -> list[str]:
+        if self._engine is not None:
+            try:
+                await self._engine.check()
+            except Unavailable as error:
+                return [f"engine: {error}"]
+        return []
 
     def _open(
         self,
@@ -215,7 +222,7 @@ class Server:
 
     def _pace(self) -> Pace:
         free = BACKEND_PATHS if self.config.backend.on_frontend else ()
-        return Pace(self.config.limits, self.frontend.traffic.refused, free)
+        return Pace(self.config.limits, self.frontend.traffic.refused, free, self._keys)
 
     def _frontend_routes(self) -> list[Any]:
         routes: list[Any] = [

@@ -19,7 +19,8 @@ from syncserver.config import Backend
 from syncserver.dealers import BroadcastDealer
 from syncserver.engines.base import Engine
 from syncserver.engines.memory import MemoryEngine
-from syncserver.errors import Unavailable
+from syncserver.errors import TooManyWrongKeys, Unavailable
+from syncserver.handlers import base
 from syncserver.position import Position
 from syncserver.services.base import (
     Request,
@@ -35,7 +36,16 @@ from syncserver.services.pubsub import PubSubBackend, PubSubService
 from syncserver.session import Client
 from syncserver.strict_json import MAX_ELEMENTS
 from tests.conftest import ExpectedLog
-from tests.support.daemon import KEY, Daemon, Peer, call_body, serving, settings, until
+from tests.support.daemon import (
+    KEY,
+    SECONDS,
+    Daemon,
+    Peer,
+    call_body,
+    serving,
+    settings,
+    until,
+)
 
 
 class Office(RPCService):
@@ -370,6 +380,49 @@ async def test_who_guesses_is_429_and_a_right_key_of_the_same_address_passes_mea
         assert counted["too_many_wrong_keys"] == len(refused)
         no_key = await daemon.request(body=GOOD, headers={"X-Backend-Key": "x", "Expect": "x"})
         assert no_key.code == 429
+
+
+@pytest.mark.parametrize("kind", ["Expect", "Content-Length", "chunks", "a call"])
+async def test_who_guesses_waits_for_429_however_the_body_is_announced(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    config = settings(wrong_keys_per_minute=1, max_body_bytes=1000)
+    wrong = "X-Backend-Key: wrong\nContent-Type: application/json"
+
+    def guess(raw: Wire) -> None:
+        match kind:
+            case "Expect":
+                raw.send(wrong + "\nExpect: 100-continue", length=10)
+            case "Content-Length":
+                raw.send(wrong, length=10**6)
+            case "chunks":
+                raw.send_chunks(wrong, 10, 1000)
+            case _:
+                raw.send(wrong, GOOD.encode())
+
+    async with serving(backend=[Office()], config=config) as daemon:
+        with contextlib.suppress(TooManyWrongKeys):
+            while True:
+                daemon.backend.guesses.wrong("127.0.0.1")
+        codes = daemon.backend.traffic.errors
+        monkeypatch.setattr(base, "GUESS_SECONDS", 0.0)
+        async with wire(daemon) as raw:
+            guess(raw)
+            assert (await raw.answer())[0] == 429
+        monkeypatch.setattr(base, "GUESS_SECONDS", 3600.0)
+        async with wire(daemon) as raw:
+            guess(raw)
+            answer = asyncio.ensure_future(raw.answer())
+            for _ in range(5):
+                assert (await daemon.request(body=GOOD)).code == 200
+            assert not answer.done(), answer
+            assert codes["too_many_wrong_keys"] == 1
+            # Nor does it hold up the end.
+            async with asyncio.timeout(SECONDS):
+                await daemon.server.stop()
+                while daemon.server._doors["backend"].gate.open:
+                    await asyncio.sleep(0)
+            answer.cancel()
 
 
 async def test_a_key_that_is_over_is_no_guess() -> None:
@@ -765,6 +818,19 @@ class Away(MemoryEngine):
             raise Unavailable(retry_after_seconds=7)
 
 
+class Counting(MemoryEngine):
+    """A store that counts how often it is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks = 0
+        self.may_answer = asyncio.Event()
+
+    async def check(self) -> None:
+        self.checks += 1
+        await self.may_answer.wait()
+
+
 async def test_a_log_out_of_reach_is_503_and_says_when_to_come_again() -> None:
     engine = Away()
     async with datasync(engine) as daemon:
@@ -810,6 +876,21 @@ async def test_a_server_without_its_log_or_about_to_close_lives_and_is_not_ready
         assert reasons[0] == "draining"
         assert reasons[1].startswith("engine: ")
         assert (await daemon.request("/live", method="GET")).code == 200
+
+
+async def test_whoever_asks_whether_it_is_ready_shares_one_look_at_the_engine() -> None:
+    engine = Counting()
+    async with serving(backend=[Office()], config=settings()) as daemon:
+        daemon.server._engine = engine
+        asking = [asyncio.ensure_future(daemon.request("/ready", method="GET")) for _ in range(20)]
+        await until(lambda: engine.checks)
+        engine.may_answer.set()
+        assert {(await one).code for one in asking} == {200}
+        assert engine.checks in range(1, 4)
+        checks = engine.checks
+        async with asyncio.timeout(SECONDS):
+            while engine.checks == checks:  # a second later it is asked again
+                assert (await daemon.request("/ready", method="GET")).code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/backend/", "/backend/x", "/ws", "/syncserver.js"])

@@ -181,12 +181,13 @@ def test_an_address_of_another_machine_ends_with_69_and_one_line(tmp_path: Path)
     assert done.stderr.count("\n") == 1
 
 
-def test_an_error_of_its_own_ends_with_70_and_is_logged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", ["RuntimeError", "BrokenPipeError"])
+def test_an_error_of_its_own_ends_with_70_and_is_logged(tmp_path: Path, error: str) -> None:
     (tmp_path / "broken.py").write_text(
         "from syncserver import ServiceRegistry\n"
         "class Broken(ServiceRegistry):\n"
         "    async def open(self):\n"
-        "        raise RuntimeError('of my own')\n"
+        f"        raise {error}('of my own')\n"
         "app = Broken(), ServiceRegistry()\n"
     )
     done = run(
@@ -200,7 +201,33 @@ def test_an_error_of_its_own_ends_with_70_and_is_logged(tmp_path: Path) -> None:
     )
     assert done.returncode == 70
     assert "ERROR syncserver.cli: " in done.stderr
-    assert "RuntimeError: of my own" in done.stderr
+    assert f"{error}: of my own" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["at once", "by the reader"])
+def test_a_daemon_whose_output_nobody_reads_serves_until_it_is_told_to_end(
+    tmp_path: Path, closed: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "syncserver", "serve"]
+    if closed == "at once":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    environ = {"SYNCSERVER_STATE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environ |= {f"SYNCSERVER_{door}__PORT": "0" for door in ("FRONTEND", "BACKEND")}
+    daemon = subprocess.Popen(
+        command, env=os.environ | environ, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert daemon.stderr is not None
+    with daemon:
+        log = ""
+        for line in daemon.stderr:
+            log += line
+            if "Serving; standard output is closed: syncserver " in line:
+                daemon.terminate()
+        assert daemon.wait(30) == 0, log
+    assert "Drained in" in log
 
 
 def test_the_browser_library_is_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,15 +14,19 @@ from typing import Any
 import pytest
 import trustme
 from tornado.httpclient import HTTPRequest
+from tornado.web import RequestHandler, stream_request_body
 from tornado.websocket import websocket_connect
 
-from syncserver.config import Backend, Config, Frontend
+from syncserver import doors
+from syncserver.admission.gate import Seats
+from syncserver.config import Backend, Config, Frontend, Limits
 from syncserver.configuration.file import load
-from syncserver.doors import UnixPlace
+from syncserver.doors import Door, UnixPlace
 from syncserver.errors import ConfigError
 from syncserver.handlers.proxied import Proxies
+from tests.conftest import ExpectedLog
 from tests.support import valkey
-from tests.support.daemon import KEY, Daemon, Peer, call_body, process, serving, settings
+from tests.support.daemon import KEY, Daemon, Peer, call_body, process, serving, settings, until
 
 CALL = call_body("pubsub_backend", "publish", {"channel": 1, "message": 1})
 
@@ -112,6 +116,40 @@ async def test_where_nothing_is_a_line_says_so() -> None:
     async with serving() as daemon:
         answer = await daemon.request("/nowhere", method="GET")
         assert (answer.code, answer.body) == (404, b"Not Found\n")
+
+
+@stream_request_body
+class Stuck(RequestHandler):
+    """Waits before it reads a body."""
+
+    def initialize(self, began: asyncio.Event, goes_on: asyncio.Event) -> None:
+        self.began, self.goes_on = began, goes_on
+
+    async def prepare(self) -> None:
+        self.began.set()
+        await self.goes_on.wait()
+        self.finish()
+
+
+async def test_a_door_waits_a_moment_for_what_is_under_way_and_then_closes(
+    monkeypatch: pytest.MonkeyPatch, expected_log: ExpectedLog
+) -> None:
+    monkeypatch.setattr(doors, "_CLOSE_SECONDS", 0.1)
+    began, goes_on = asyncio.Event(), asyncio.Event()
+    routes = [("/", Stuck, {"began": began, "goes_on": goes_on})]
+    door = Door(Frontend(port=0), routes, limits=Limits(), idle_seconds=60, seats=Seats(9))
+    door.open()
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
+    async with asyncio.timeout(5):
+        await began.wait()
+        door.stop()
+        with expected_log("tornado.application", "Uncaught exception"):
+            await door.close_all_connections()
+            await until(lambda: not door._server._connections)
+    goes_on.set()
+    await until(lambda: not door.gate.open)
+    writer.close()
 
 
 # Proxies.

@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from tornado.httputil import HTTPHeaders
 
+from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.config import Limits
 from syncserver.counters import Tally
 from syncserver.handlers import paced
 from syncserver.handlers.paced import Pace
-from tests.support.daemon import SECONDS, Daemon, call_body, serving, settings
+from tests.support.daemon import KEY, SECONDS, Daemon, call_body, serving, settings, until
 
 PER_SECOND = 4
 AT_ONCE = 5 * PER_SECOND  # twice as many after a rest
@@ -35,11 +37,16 @@ HEADERS = HTTPHeaders({"Host": "x"})
 
 
 def taken(
-    pace: Pace, *contexts: Any, path: str = "/", proxy: bool = False, count: int = 100
+    pace: Pace,
+    *contexts: Any,
+    path: str = "/",
+    headers: HTTPHeaders = HEADERS,
+    proxy: bool = False,
+    count: int = 100,
 ) -> int:
     """Return how many of so many requests in turn may come."""
     waits = [
-        pace.wait_seconds(contexts[number % len(contexts)], path, HEADERS, proxy=proxy)
+        pace.wait_seconds(contexts[number % len(contexts)], path, headers, proxy=proxy)
         for number in range(count)
     ]
     assert all(wait <= 1 / PER_SECOND for wait in waits)
@@ -48,7 +55,8 @@ def taken(
 
 @pytest.fixture
 def pace() -> Pace:
-    return Pace(Limits(requests_per_second=PER_SECOND), Tally(), ("/backend",))
+    keys = KeyRing([ApiKey.of(KEY)])
+    return Pace(Limits(requests_per_second=PER_SECOND), Tally(), ("/backend",), keys)
 
 
 once = range(AT_ONCE, 2 * AT_ONCE + 2)
@@ -80,8 +88,21 @@ def test_of_any_other_each_connection_counts_for_itself(
     assert len(pace._connections) <= 1, "those that are closed are remembered"
 
 
-def test_the_web_app_is_not_counted_where_browsers_are(pace: Pace) -> None:
-    assert taken(pace, Context("8.8.8.8"), path="/backend?x") == 100
+@pytest.mark.parametrize("name", ["X-Backend-Key: ", "Authorization: Bearer "])
+def test_whoever_has_a_key_is_not_counted_where_browsers_are(pace: Pace, name: str) -> None:
+    right, wrong = HTTPHeaders.parse(name + KEY), HTTPHeaders.parse(name + "wrong")
+    context = Context("8.8.8.8")
+    assert taken(pace, context, path="/backend?x", headers=right) == 100
+    assert taken(pace, context, path="/", headers=right) in once
+    assert taken(pace, Context("9.9.9.9"), path="/backend", headers=wrong) in once
+    assert taken(pace, Context("1.1.1.1"), path="/backend") in once
+
+
+def test_whoever_has_a_key_that_is_over_is_counted() -> None:
+    over = replace(ApiKey.of(KEY), expires=datetime.now(UTC))
+    pace = Pace(Limits(requests_per_second=PER_SECOND), Tally(), ("/ready",), KeyRing([over]))
+    headers = HTTPHeaders({"X-Backend-Key": KEY})
+    assert taken(pace, Context("8.8.8.8"), path="/ready", headers=headers) in once
 
 
 def test_a_head_of_many_lines_counts_as_several() -> None:
@@ -191,6 +212,30 @@ async def test_who_goes_while_a_request_is_held_is_forgotten() -> None:
         async with asyncio.timeout(SECONDS):
             while daemon.server._doors["frontend"].gate.open:
                 await asyncio.sleep(0)
+
+
+async def test_requests_that_are_held_do_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paced, "HOLD_SECONDS", 3600.0)
+    async with busy() as daemon, contextlib.AsyncExitStack() as wires:
+        for _ in range(12):
+            one = await wires.enter_async_context(wire(daemon))
+            one.writer.write(GET.format(lines="").encode() * (10 * AT_ONCE))
+        refused = daemon.frontend.traffic.refused
+        await until(lambda: refused["requests"] == 12)
+        async with asyncio.timeout(SECONDS):
+            await daemon.server.stop()
+            while daemon.server._doors["frontend"].gate.open:
+                await asyncio.sleep(0)
+        assert refused["requests"] == 12, "what was sent before is gone on with"
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready", "/metrics", "/backend"])
+async def test_whoever_has_no_key_is_held_up_at_the_paths_of_the_web_app_too(path: str) -> None:
+    async with busy(on_frontend=True) as daemon, wire(daemon) as one:
+        one.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * (3 * AT_ONCE))
+        await until(lambda: daemon.frontend.traffic.refused["requests"])
 
 
 async def test_the_web_app_at_the_browsers_door_is_not_held_up() -> None:

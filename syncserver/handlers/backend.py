@@ -16,10 +16,9 @@ from typing import Any
 
 from tornado.web import HTTPError, stream_request_body
 
-from syncserver.admission.addresses import GUESS_SECONDS
 from syncserver.apikeys import ApiKey, KeyRing
 from syncserver.errors import CommandTimeout, ProtocolError, RPCError, TooManyWrongKeys
-from syncserver.handlers.base import CalmHandler
+from syncserver.handlers.base import CalmHandler, hold_guess
 from syncserver.handlers.caller import BackendClient
 from syncserver.protocols.base import Command, Event, Failure, Message
 from syncserver.protocols.native import NativeProtocol
@@ -94,7 +93,7 @@ class BackendHTTPHandler(CalmHandler):
             raise HTTPError(401, "API key %s has expired", key.id)
         self._key = key
 
-    def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
         """Refuse what can be refused by its head; its body is dropped, not kept.
 
         It is read all the same, up to a few times of what is allowed: who is still sending may
@@ -110,7 +109,8 @@ class BackendHTTPHandler(CalmHandler):
         except (HTTPError, TooManyWrongKeys) as error:
             self._refused = error
         if self._refused and (self._is_far_too_large(self._length()) or self._waits_for_go()):
-            self._refuse(self._refused)
+            return self._refuse(self._refused)
+        return None
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece of the body, as far as it may go."""
@@ -120,7 +120,7 @@ class BackendHTTPHandler(CalmHandler):
         if self._refused is not None:
             self._let_go()
             if self._is_far_too_large(self._received) and not self._finished:
-                self._refuse(self._refused)
+                return self._refuse(self._refused)
         return None
 
     async def post(self, *args: str, **kwargs: str) -> None:
@@ -130,7 +130,7 @@ class BackendHTTPHandler(CalmHandler):
         if self._finished:
             return
         if isinstance(self._refused, TooManyWrongKeys):
-            await asyncio.sleep(GUESS_SECONDS)
+            await hold_guess(self.request)
         if self._refused is not None:
             raise self._refused
         messages = NativeProtocol().receive(bytes(self._body))
@@ -202,7 +202,9 @@ class BackendHTTPHandler(CalmHandler):
             self._set_error_status(event.error)
         self._send_json(body)
 
-    def _refuse(self, error: HTTPError | TooManyWrongKeys) -> None:
+    async def _refuse(self, error: HTTPError | TooManyWrongKeys) -> None:
+        if isinstance(error, TooManyWrongKeys):
+            await hold_guess(self.request)
         status = error.status_code if isinstance(error, HTTPError) else error.http_status
         self.send_error(status, exc_info=(type(error), error, None))
 

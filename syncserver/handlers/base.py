@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
+from syncserver.admission.addresses import GUESS_SECONDS
+
 _ANY_PORT = ":*"
+_LOOK_SECONDS = 0.25
 
 
 logger = logging.getLogger("syncserver.http")
@@ -62,6 +65,22 @@ class NothingHandler(PlainHandler):
     def prepare(self) -> None:
         """Say so, whatever the method."""
         raise HTTPError(404)
+
+
+def given_key(headers: HTTPHeaders) -> bytes:
+    """Return the API key of a request, as a bearer's or in a header of its own; empty: none."""
+    scheme, _, bearer = headers.get("Authorization", "").partition(" ")
+    given = bearer.strip() if scheme.lower() == "bearer" else headers.get("X-Backend-Key", "")
+    return given.encode("utf-8", "surrogateescape")
+
+
+async def hold_guess(request: HTTPServerRequest) -> None:
+    """Let whoever guesses keys wait for the answer, as long as the connection is there."""
+    connection: Any = request.connection
+    for _ in range(int(GUESS_SECONDS / _LOOK_SECONDS)):
+        if connection.stream is None or connection.stream.closed():
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def origin_allowed(origin: str, allowed: Iterable[str]) -> bool:

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from syncserver import strict_json
 from syncserver.handlers.base import PlainHandler
+
+_SHARED_SECONDS = 1.0
+
+
+class SharedCheck:
+    """One check for all who ask within a second, or while it is under way.
+
+    :param check: returns the reasons why not.
+    """
+
+    def __init__(self, check: Callable[[], Coroutine[Any, Any, list[str]]]) -> None:
+        self._check = check
+        self._task: asyncio.Task[list[str]] | None = None
+        self._again_at = 0.0
+
+    async def reasons(self) -> list[str]:
+        """Return what the check returned, now or a moment ago."""
+        now = asyncio.get_running_loop().time()
+        task = self._task
+        if task is None or (task.done() and now >= self._again_at):
+            task = self._task = asyncio.ensure_future(self._check())
+            self._again_at = now + _SHARED_SECONDS
+        if not task.done():
+            await asyncio.wait({task})
+        return ["ending"] if task.cancelled() else list(task.result())
+
+    def close(self) -> None:
+        """Check no more."""
+        if self._task is not None:
+            self._task.cancel()
 
 
 class HealthHandler(PlainHandler):

@@ -14,10 +14,9 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import HTTPError
 
 from syncserver import strict_json
-from syncserver.admission.addresses import GUESS_SECONDS
 from syncserver.apikeys import KeyRing
 from syncserver.errors import TooManyWrongKeys
-from syncserver.handlers.base import CalmHandler
+from syncserver.handlers.base import CalmHandler, given_key, hold_guess
 from syncserver.registry import ServiceRegistry
 
 MEASURES_PATH = "/measures"
@@ -55,7 +54,7 @@ class MetricsHandler(CalmHandler):
         try:
             self._check_key()
         except TooManyWrongKeys as error:
-            await asyncio.sleep(GUESS_SECONDS)
+            await hold_guess(self.request)
             self._retry_after_seconds = error.retry_after_seconds
             self._refuse(error.http_status, error.message)
         if self._scrape is None:
@@ -84,10 +83,8 @@ class MetricsHandler(CalmHandler):
     def _check_key(self) -> None:
         if self._keys is None:
             return
-        headers = self.request.headers
-        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("X-Backend-Key", "")
-        key = self._keys.find(given.encode("utf-8", "surrogateescape"))
+        given = given_key(self.request.headers)
+        key = self._keys.find(given)
         if key is None and given:
             self._registry.guesses.wrong(self.request.remote_ip or "")
         if key is None or key.expired():

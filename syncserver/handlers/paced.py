@@ -3,11 +3,13 @@
 An address of the Internet, or one that a trusted proxy names, counts for all its connections; any
 other is more often a proxy's than a client's, so that each of its connections counts for itself.
 A request over the bound waits, and holds up the next of its connection alone; then it is 429.
+The web app is not counted, if it is at this door: it has a key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
@@ -25,8 +27,10 @@ from tornado.httputil import (
 
 from syncserver.admission.addresses import Rates, counted_as, is_public
 from syncserver.admission.bucket import Bucket
+from syncserver.apikeys import KeyRing
 from syncserver.config import Limits
 from syncserver.counters import Tally
+from syncserver.handlers.base import given_key
 
 logger = logging.getLogger("syncserver.http")
 
@@ -41,14 +45,22 @@ class Pace:
     """The bound of one door.
 
     :param refused: counts what is turned away, as ``requests``.
-    :param free: paths that are not counted.
+    :param free: paths that are not counted for whoever has one of the ``keys``.
     """
 
-    def __init__(self, limits: Limits, refused: Tally, free: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        refused: Tally,
+        free: Container[str] = (),
+        keys: KeyRing | None = None,
+    ) -> None:
         self._rate = limits.requests_per_second
         self._burst = _BURST_SECONDS * self._rate
         self._refused = refused
         self._free = free
+        self._keys = keys
+        self._is_over = asyncio.Event()
         self._addresses = Rates(self._rate, self._burst)
         self._connections: weakref.WeakKeyDictionary[Any, Bucket] = weakref.WeakKeyDictionary()
 
@@ -58,7 +70,7 @@ class Pace:
         :param context: what Tornado knows of the connection.
         :param proxy: whether its peer is a trusted proxy.
         """
-        if path.partition("?")[0] in self._free:
+        if path.partition("?")[0] in self._free and self._has_key(headers):
             return 0.0
         count = 1 + sum(1 for _ in headers.get_all()) // _LINES
         own = context.address[0] if isinstance(context.address, tuple) else _NOBODY
@@ -74,6 +86,20 @@ class Pace:
             self._refused.add("requests")
             logger.info("Refused a request from %s: there are too many", context.remote_ip)
         return seconds
+
+    async def hold(self) -> None:
+        """Let a request wait that is one too many, but not for longer than the door is there."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HOLD_SECONDS):
+                await self._is_over.wait()
+
+    def release(self) -> None:
+        """Let nobody wait any more: the connections are closed."""
+        self._is_over.set()
+
+    def _has_key(self, headers: HTTPHeaders) -> bool:
+        key = self._keys.find(given_key(headers)) if self._keys is not None else None
+        return key is not None and not key.expired()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -104,7 +130,7 @@ class Paced(HTTPMessageDelegate):
         context = getattr(self._connection, "context", None)
         self._wait_seconds = self._pace.wait_seconds(context, path, headers, proxy=self._proxy)
         if self._wait_seconds:
-            return None if self._is_gone() else asyncio.sleep(HOLD_SECONDS)
+            return None if self._is_gone() else self._pace.hold()
         return self._delegate.headers_received(start_line, headers)
 
     def _is_gone(self) -> bool:

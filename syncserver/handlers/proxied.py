@@ -81,16 +81,19 @@ def parse_address(text: str) -> Address | None:
 class ProxiedServer(HTTPServer):
     """An HTTP server whose requests name the client that a trusted proxy names.
 
-    Where there is a ``pace``, there may be too many of them.
+    Where there is a ``pace``, there may be too many of them. Once it ``is_closing``, none begins.
     """
 
     proxies = Proxies()
     pace: Pace | None = None
+    is_closing = False
 
     def start_request(
         self, server_conn: object, request_conn: HTTPConnection
     ) -> HTTPMessageDelegate:
         """Begin a request; Tornado calls it."""
+        if self.is_closing:
+            return _Unheard(request_conn)
         delegate = super().start_request(server_conn, request_conn)
         is_proxy = bool(self.proxies) and self.proxies.is_one(
             getattr(request_conn, "context", None)
@@ -98,6 +101,18 @@ class ProxiedServer(HTTPServer):
         if self.pace is not None:
             delegate = Paced(delegate, request_conn, self.pace, proxy=is_proxy)
         return _Proxied(delegate, request_conn, self.proxies) if is_proxy else delegate
+
+
+class _Unheard(HTTPMessageDelegate):
+    """Ends a connection that is closed; Tornado would go on with what was sent before."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> None:
+        self._connection.detach().close()
 
 
 class _Proxied(HTTPMessageDelegate):

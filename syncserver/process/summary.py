@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import resource
+import sys
 from collections.abc import Sequence
 
 from syncserver.admission.gate import places
 from syncserver.config import LOCAL_ORIGINS, Config
+from syncserver.logs import forget_output
 from syncserver.version import __version__
+
+logger = logging.getLogger("syncserver.app")
 
 _NOTES = {"memory": " (what is not delivered is gone with the process)"}
 
@@ -27,6 +32,19 @@ def summary(
         "engine": _engine(config) if has_engine else "of the services' own",
     }
     return "\n".join(f"{name} {text}" for name, text in lines.items())
+
+
+def show(text: str) -> None:
+    """Print the summary, or log it: a daemon whose standard output is closed serves too."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except OSError:
+            forget_output()
+        else:
+            return
+    logger.info("Serving; standard output is closed: %s", "; ".join(text.splitlines()))
 
 
 def _keys(config: Config) -> str:
