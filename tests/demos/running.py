@@ -221,7 +221,8 @@ class _GateHandler(RequestHandler):
 
     async def post(self) -> None:
         sent = self.request.headers
-        headers = {name: sent[name] for name in ("X-Backend-Key", "Idempotency-Key")}
+        names = ("X-Backend-Key", "Idempotency-Key")
+        headers = {name: sent[name] for name in names if name in sent}
         command = json.loads(self.request.body)["message"]["command"]
         answer = await request("POST", self._gate.target, self.request.body, headers)
         if command == "publishDeltas":
