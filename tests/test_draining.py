@@ -20,7 +20,7 @@ from syncserver.services.base import Request, RPCService, rpc_command
 from syncserver.siblings import Siblings
 from tests.support.daemon import Daemon, call_body, process, serving, until
 from tests.support.events import source
-from tests.support.sockjs import OPEN, Site
+from tests.support.sockjs import OPEN, Site, polling
 from tests.test_events import open_name
 
 PREFIX = "/ws/sockjs"
@@ -32,17 +32,6 @@ class Office(RPCService):
     @rpc_command
     async def slow(self, req: Request) -> None:
         await asyncio.get_running_loop().create_future()
-
-
-@asynccontextmanager
-async def polling(daemon: Daemon) -> AsyncIterator[Site]:
-    """Give a client of the daemon's SockJS."""
-    [sessions] = daemon.server._sessions
-    place = Site(daemon.server.frontend_port, daemon.frontend, sessions)
-    try:
-        yield place
-    finally:
-        await place.close()
 
 
 @asynccontextmanager

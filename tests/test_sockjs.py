@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ from syncserver.admission.addresses import Addresses
 from syncserver.config import Limits
 from syncserver.handlers import sockjs_framing as framing
 from syncserver.protocols.base import Frame
-from tests.support.daemon import SECONDS, Daemon, serving, settings, until
-from tests.support.sockjs import BUSY, FORM, OPEN, Answer, Line, Site, read, site
+from tests.support.daemon import SECONDS, serving, settings, until
+from tests.support.sockjs import BUSY, FORM, OPEN, Answer, Line, Site, polling, read, site
 
 INTERRUPTED = b'c[1002,"Connection interrupted"]\n'
 LISTED = ["https://good.example", "http://localhost:*"]
@@ -445,18 +443,6 @@ async def test_the_page_for_iframes_stands_in_pages_of_allowed_origins_alone() -
 
 
 # The daemon.
-
-
-@asynccontextmanager
-async def polling(daemon: Daemon) -> AsyncIterator[Site]:
-    """Give a client of the daemon's own place for SockJS."""
-    [sessions] = daemon.server._sessions
-    place = Site(daemon.server.frontend_port, daemon.frontend, sessions)
-    try:
-        yield place
-    finally:
-        await place.close()
-        sessions.close()
 
 
 PATH = "/ws/sockjs/000/mine"

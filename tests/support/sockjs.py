@@ -26,7 +26,7 @@ from syncserver.services.base import Service
 from syncserver.session import Client, Session
 from syncserver.siblings import Siblings
 from syncserver.timers import Wheel
-from tests.support.daemon import until
+from tests.support.daemon import Daemon, until
 
 SECONDS = 10.0
 OPEN = b"o\n"
@@ -301,3 +301,15 @@ async def site(
         assert not echo.sessions
         assert not farewell.sessions
         wheel.close()
+
+
+@asynccontextmanager
+async def polling(daemon: Daemon) -> AsyncIterator[Site]:
+    """Give a client of the daemon's own place for SockJS; its sessions are forgotten at the end."""
+    [sessions] = daemon.server._sessions
+    place = Site(daemon.server.frontend_port, daemon.frontend, sessions)
+    try:
+        yield place
+    finally:
+        await place.close()
+        sessions.close()
