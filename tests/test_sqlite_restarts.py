@@ -12,7 +12,7 @@ import os
 import random
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -206,24 +206,29 @@ async def run_for_a_while(site: Site, rng: random.Random) -> None:
         await site.kill(daemon)
 
 
+@pytest.fixture
+def given_up(expected_log: ExpectedLog) -> Iterator[None]:
+    """Who is cancelled while a connection is refused: the library says so, if only at the end."""
+    with expected_log("tornado.application", "Future was cancelled", certain=False):
+        yield
+
+
+@pytest.mark.usefixtures("given_up")
 @pytest.mark.seconds(90)
 async def test_however_often_it_is_killed_every_change_arrives_once_and_no_client_fetches_again(
-    tmp_path: Path, expected_log: ExpectedLog
+    tmp_path: Path,
 ) -> None:
     rng = random.Random(20)
     site = Site(tmp_path / "log.db", "full")
     async with site.running() as daemon:
         page, late = [Page(site, await site.authorize()) for _ in range(2)]
         await site.kill(daemon)
-    # A page that gives up as its connection is refused: the library that it connects with says so.
-    given_up = expected_log("tornado.application", "Future was cancelled", certain=False)
-    with given_up:
-        async with tasks(page.live(), *map(site.publish_on_and_on, range(PUBLISHERS))):
-            for _ in range(KILLS):
-                await run_for_a_while(site, rng)
-            async with site.running(), tasks(late.live()):
-                everything = set(site.acknowledged)
-                await site.until(lambda: everything <= {*page.applied} & {*late.applied})
+    async with tasks(page.live(), *map(site.publish_on_and_on, range(PUBLISHERS))):
+        for _ in range(KILLS):
+            await run_for_a_while(site, rng)
+        async with site.running(), tasks(late.live()):
+            everything = set(site.acknowledged)
+            await site.until(lambda: everything <= {*page.applied} & {*late.applied})
     assert len(everything) > 2 * KILLS
     assert page.connections > KILLS / 2, "it was hardly ever connected"
     for one in (page, late):
